@@ -1,0 +1,158 @@
+"""Configuration is data: one pydantic model per command, filled from YAML, then overridden from flags.
+
+A key that the model does not have is an error that names the key, the file, and the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration: typed fields with defaults, nothing else accepted."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=())
+
+    @classmethod
+    def from_yaml(
+        cls: type[ConfigT],
+        path: str | Path | None = None,
+        overrides: Mapping[str, Any] | Iterable[str] = (),
+    ) -> ConfigT:
+        """Read a YAML file, apply `overrides`, and validate.
+
+        path: the file, or None for the defaults alone.
+        overrides: a (possibly nested) mapping {"train": {"lr": 1e-3}}, or strings "train.lr=1e-3" whose
+            right-hand side is YAML; later ones win over earlier ones and over the file.
+        Raises ConfigError: no such file, not YAML, an unknown key or a value of the wrong type.
+        """
+        data = read_yaml(path) if path is not None else {}
+        given = list(_assignments(overrides))
+        for keys, value in given:
+            _assign(data, keys, value)
+        source = str(path) if path is not None else "configuration"
+        return cls.from_dict(data, source=source, flags={".".join(keys) for keys, _ in given})
+
+    @classmethod
+    def from_dict(
+        cls: type[ConfigT], data: Mapping[str, Any], source: str = "configuration", flags: Iterable[str] = ()
+    ) -> ConfigT:
+        """Validate a mapping. `source` (and `flags`: dotted keys that came from flags) only name the culprit."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            lines = [_explain(cls, problem, source, set(flags)) for problem in error.errors()]
+            raise ConfigError("; ".join(dict.fromkeys(lines))) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file (an empty file is an empty mapping). Raises ConfigError."""
+    try:
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({_one_line(error)})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines at the top, found a {type(data).__name__}")
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _assignments(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[list[str], Any]]:
+    """Each override as (keys, value); strings are split at the first '='."""
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            if isinstance(value, Mapping) and value:
+                yield from ((key.split(".") + rest, leaf) for rest, leaf in _assignments(value))
+            else:
+                yield key.split("."), value
+        return
+    if isinstance(overrides, str):
+        raise TypeError("overrides must be a mapping or a list of strings, not one string")
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise ConfigError(f"'{text}': expected KEY=VALUE, for example train.lr=1e-3")
+        try:
+            yield [part.strip() for part in key.split(".")], yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"'{text}': the value is not valid YAML ({_one_line(error)})") from None
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1], start=1):
+        below = data.get(key)
+        if below is None:
+            below = data[key] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"'{'.'.join(keys)}': '{'.'.join(keys[:depth])}' holds a value, not a section")
+        data = below
+    data[keys[-1]] = value
+
+
+def _explain(model: type[BaseModel], problem: Mapping[str, Any], source: str, flags: set[str]) -> str:
+    """One line for one of pydantic's problems."""
+    keys = [str(part) for part in problem["loc"]]
+    dotted = ".".join(keys)
+    if any(dotted == flag or dotted.startswith(flag + ".") for flag in flags):
+        source = "override"
+    if problem["type"] == "extra_forbidden":
+        known = _field_names(model, keys[:-1])
+        near = get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{'.'.join(keys[:-1] + near)}'?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"{source}: unknown key '{dotted}'; {hint}"
+    if problem["type"] == "missing":
+        return f"{source}: key '{dotted}' is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    where = f"{source}: '{dotted}'" if dotted else source
+    given = problem["input"]
+    shown = f", not {given!r}" if isinstance(given, (str, int, float, bool, list, type(None))) else ""
+    return f"{where}: {_one_line(message[:1].lower() + message[1:])}{shown}"
+
+
+def _field_names(model: type[BaseModel] | None, keys: list[str]) -> list[str]:
+    """Names (and aliases) of the fields of the section found by walking `keys` down from `model`."""
+    for key in keys:
+        field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None) if model else None
+        # A key that is no field is a list index, a mapping key or a union's tag: the section stays the same.
+        model = _section_of(field.annotation) if field else model
+    if model is None:
+        return []
+    return [name for n, f in model.model_fields.items() for name in {n, f.alias or n}]
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside an annotation such as `Optional[M]`, `list[M]` or `dict[str, M]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section_of(inner))), None)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

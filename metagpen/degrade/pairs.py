@@ -1,0 +1,219 @@
+"""Pairs of sharp and degraded photos on disk, for trainers that read folders: GT/001.png beside LR/001.png."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ..errors import ConfigError, DataError, PhotoError
+from .base import Degradation
+from .names import by_name
+
+
+@dataclass(frozen=True)
+class PairsSummary:
+    """What `write_pairs` did: how many pairs it wrote and where, and the photos it could not read, with the reason."""
+
+    written: int
+    failed: tuple[tuple[Path, str], ...]
+    gt_dir: Path
+    lr_dir: Path
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [f"{self.written} pairs in {self.gt_dir} and {self.lr_dir} ({self.seconds:.1f} s)"]
+        if self.failed:
+            lines.append(f"{len(self.failed)} left out:")
+            lines += [f"  {reason}" for _, reason in self.failed]
+        return "\n".join(lines)
+
+
+def write_pairs(
+    input_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    degradation: str | Degradation = "bsrgan",
+    scale: int = 1,
+    size: int | None = None,
+    num_workers: int = 4,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> PairsSummary:
+    """Writes ``output_dir/GT/001.png …`` (sharp) and ``output_dir/LR/001.png …`` (degraded), one pair per photo.
+
+    The photos directly in `input_dir` are numbered in the order of their file names, with at least three digits. A
+    photo that cannot be read keeps its number, is named in the summary, and does not stop the others.
+
+    degradation: a name for `by_name`, or a `Degradation`.
+    scale: LR is this many times smaller per side (BSRGAN only); GT is cropped to a multiple of it.
+    size: crop each photo to its middle square and resize that to size x size first; None keeps photos as they are.
+    num_workers: processes; 0 or 1 works in this one. The pictures do not depend on it: photo number i is degraded
+        with a seed made of `seed` and i. Scripts that use more than one need ``if __name__ == "__main__":``.
+    overwrite: replace pairs that exist. Other files in GT and LR are left alone either way.
+    progress: draw a progress bar on stderr.
+
+    Raises `DataError` if there are no photos, none can be read, or a file is in the way and `overwrite` is off
+    (nothing is written then); `ConfigError` for impossible settings. Files appear under their name only when complete.
+    """
+    degrade = _degradation(degradation, scale)
+    if size is not None and size < degrade.scale:
+        raise ConfigError(f"size must be at least {degrade.scale} pixels, not {size}")
+    if num_workers < 0:
+        raise ConfigError(f"num_workers must be 0 or more, not {num_workers}")
+    if seed < 0:
+        raise ConfigError(f"seed must be 0 or more, not {seed}")
+    photos = _photos_in(Path(input_dir))
+    gt_dir, lr_dir = Path(output_dir) / "GT", Path(output_dir) / "LR"
+    digits = max(3, len(str(len(photos))))
+    jobs = [
+        _Job(index, photo, gt_dir / f"{index:0{digits}}.png", lr_dir / f"{index:0{digits}}.png", size, seed)
+        for index, photo in enumerate(photos, start=1)
+    ]
+    if not overwrite:
+        for path in (path for job in jobs for path in (job.gt, job.lr)):
+            if path.exists():
+                raise DataError(f"{path} exists already; choose another output folder or ask to overwrite")
+    for folder in (gt_dir, lr_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder} cannot be created ({error.strerror}); choose another output folder") from None
+
+    start = time.perf_counter()
+    reasons = _run(jobs, degrade, num_workers, _bar if progress else _no_bar)
+    failed = tuple((job.photo, reasons[job.index]) for job in jobs if reasons[job.index] is not None)
+    if len(failed) == len(jobs):
+        raise DataError(f"none of the {len(jobs)} photos in {input_dir} can be read; the first: {failed[0][1]}")
+    return PairsSummary(len(jobs) - len(failed), failed, gt_dir, lr_dir, time.perf_counter() - start)
+
+
+def _degradation(degradation: str | Degradation, scale: int) -> Degradation:
+    if isinstance(degradation, str):
+        built = by_name(degradation, scale=scale) if degradation == "bsrgan" else by_name(degradation)
+    else:
+        built = degradation
+        scale = built.scale if scale == 1 else scale
+    if built.scale != scale:
+        raise ConfigError(f"this degradation has scale {built.scale}, not {scale}; only bsrgan can be given a scale")
+    return built
+
+
+def _photos_in(folder: Path) -> list[Path]:
+    from ..faces.photo import PHOTO_SUFFIXES
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give the folder that holds the photos")
+    photos = sorted(
+        (path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")),
+        key=lambda path: path.name,
+    )
+    if not photos:
+        known = " ".join(sorted(PHOTO_SUFFIXES))
+        raise DataError(f"{folder} holds no photos (subfolders are not searched); known: {known}")
+    return photos
+
+
+# One photo
+
+
+@dataclass(frozen=True)
+class _Job:
+    index: int
+    photo: Path
+    gt: Path
+    lr: Path
+    size: int | None
+    seed: int
+
+
+def _write_pair(job: _Job, degrade: Degradation) -> str | None:
+    """Writes one pair; the reason if the photo is no good (its number then has no pair, not even an older one)."""
+    from ..faces.photo import load_photo, to_pil, to_tensor
+
+    try:
+        photo = load_photo(job.photo)
+        if min(photo.size) < degrade.scale:
+            raise PhotoError(f"photo '{job.photo}' is too small ({photo.width}x{photo.height}) for this scale")
+    except PhotoError as error:
+        job.gt.unlink(missing_ok=True)
+        job.lr.unlink(missing_ok=True)
+        return str(error)
+    if job.size is not None:
+        photo = ImageOps.fit(photo, (job.size, job.size), Image.Resampling.LANCZOS)
+    photo = photo.crop((0, 0, photo.width - photo.width % degrade.scale, photo.height - photo.height % degrade.scale))
+    state = int(np.random.SeedSequence([job.seed, job.index]).generate_state(1, np.uint64)[0] >> 1)
+    poor = degrade(to_tensor(photo)[None], torch.Generator().manual_seed(state))
+    _save_pair({job.gt: photo, job.lr: to_pil(poor[0])})
+    return None
+
+
+def _save_pair(pictures: dict[Path, Image.Image]) -> None:
+    """Both under temporary names first, so that neither shows up half-written or alone."""
+    drafts = {path.with_name(f".{path.name}.{os.getpid()}.tmp"): path for path in pictures}
+    try:
+        for draft, path in drafts.items():
+            pictures[path].save(draft, "PNG", compress_level=2)  # 6 takes five times as long and saves a sixth
+        for draft, path in drafts.items():
+            os.replace(draft, path)
+    except OSError as error:
+        raise DataError(f"{next(iter(pictures))} or its partner cannot be written ({error.strerror})") from None
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+
+
+# All photos
+
+
+def _run(jobs: list[_Job], degrade: Degradation, num_workers: int, bar: Callable) -> dict[int, str | None]:
+    """Job index to the reason it failed, or None."""
+    if num_workers <= 1 or len(jobs) == 1:
+        with _one_thread():
+            return {job.index: _write_pair(job, degrade) for job in bar(iter(jobs), len(jobs))}
+    # Spawned, not forked: a forked copy of a process whose torch has run threads can hang.
+    context = multiprocessing.get_context("spawn")
+    workers = min(num_workers, len(jobs))
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures: dict[Future, _Job] = {pool.submit(_write_pair, job, degrade): job for job in jobs}
+        try:
+            return {futures[done].index: done.result() for done in bar(as_completed(futures), len(jobs))}
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker process died, perhaps for want of memory: use fewer workers. If a script calls this, "
+                'the call must stand below `if __name__ == "__main__":`'
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in the workers: the number of threads must not change a rounding."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _bar(items: Iterator, total: int) -> Iterator:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description="Writing pairs", total=total, console=Console(stderr=True))
+
+
+def _no_bar(items: Iterator, total: int) -> Iterator:
+    return items

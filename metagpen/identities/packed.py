@@ -1,0 +1,128 @@
+"""Thousands of aligned crops as one uint8 tensor: decoded and resized once, kept in a cache file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..errors import DataError
+from ..faces.align import FFHQ_LANDMARKS
+from ..faces.photo import load_photo
+from .people import People, Photo
+
+FORMAT = "metagpen-packed-1"  # raise when the contents would differ for the same photos
+
+
+@dataclass(frozen=True)
+class PackedPhotos:
+    """N aligned crops of P people, ordered as People orders them.
+
+    images: uint8 [N, 3, size, size], 0..255. person: int64 [N], index into names. names: P names.
+    landmarks: float32 [N, 5, 2] in pixels of the packed size; the mean FFHQ landmarks where none were
+    known. source_side: float32 [N], native crop side in pixels, NaN where unknown.
+    """
+
+    images: torch.Tensor
+    person: torch.Tensor
+    names: list[str]
+    landmarks: torch.Tensor
+    source_side: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> int:
+        """Side of the crops in pixels."""
+        return self.images.shape[-1]
+
+    def batch(self, index: torch.Tensor) -> torch.Tensor:
+        """Crops of the given positions as floats [B, 3, size, size] in [-1, 1]."""
+        return self.images[index].float().div_(127.5).sub_(1.0)
+
+
+def pack(people: People, size: int, cache_dir: str | os.PathLike | None = None,
+         workers: int = 1) -> PackedPhotos:
+    """Decodes every photo and resizes it (Lanczos, anti-aliased) to size x size.
+
+    people: aligned square crops. cache_dir: keeps the result there in a file named by a hash of everything
+    that goes into it, the photos' bytes included, and reads it from there next time. workers: threads that
+    decode.
+
+    Raises PhotoError for an unreadable photo, DataError for one that is not square or when there is none.
+    """
+    photos = list(people.photos())
+    if not photos:
+        raise DataError(f"{people} has no photos to pack")
+    if cache_dir is None:
+        return _decode(people, photos, size, workers)
+    file = Path(cache_dir) / f"packed_{size}_{_key(people, size)[:20]}.safetensors"
+    if not file.exists():
+        _write(_decode(people, photos, size, workers), file)
+    return _read(file)
+
+
+def _decode(people: People, photos: list[Photo], size: int, workers: int) -> PackedPhotos:
+    count = len(photos)
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
+    landmarks = np.empty((count, 5, 2), dtype=np.float32)
+
+    def fill(i: int) -> None:
+        image = load_photo(photos[i].path)
+        side = image.width
+        if image.height != side:
+            raise DataError(f"'{photos[i].path}' is {side}x{image.height}; only aligned, square crops are packed")
+        if side != size:
+            image = image.resize((size, size), Image.Resampling.LANCZOS)
+        images[i] = np.asarray(image)
+        known = photos[i].landmarks
+        landmarks[i] = FFHQ_LANDMARKS * size if known is None else known * (size / side)
+
+    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
+        for _ in pool.map(fill, range(count)):
+            pass
+    return PackedPhotos(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        person=torch.repeat_interleave(torch.tensor([len(p) for p in people.values()])),
+        names=list(people),
+        landmarks=torch.from_numpy(landmarks),
+        source_side=torch.tensor([float("nan") if p.source_side is None else p.source_side for p in photos],
+                                 dtype=torch.float32),
+    )
+
+
+def _key(people: People, size: int) -> str:
+    digest = hashlib.sha256(f"{FORMAT}/{size}".encode())
+    for name, photos in people.items():
+        for photo in photos:
+            landmarks = None if photo.landmarks is None else photo.landmarks.tolist()
+            digest.update(json.dumps([name, photo.sha256, landmarks, photo.source_side]).encode())
+    return digest.hexdigest()
+
+
+def _write(packed: PackedPhotos, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    tensors = {"images": packed.images, "person": packed.person, "landmarks": packed.landmarks,
+               "source_side": packed.source_side}
+    save_file(tensors, unfinished, metadata={"format": FORMAT, "names": json.dumps(packed.names)})
+    os.replace(unfinished, file)
+
+
+def _read(file: Path) -> PackedPhotos:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            names = json.loads(stored.metadata()["names"])
+            return PackedPhotos(names=names, **{key: stored.get_tensor(key) for key in stored.keys()})
+    except Exception as error:  # safetensors raises its own type and several builtin ones
+        raise DataError(f"the packed photos in '{file}' cannot be read ({error}); delete the file") from error

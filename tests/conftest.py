@@ -1,0 +1,45 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Small networks run fastest on one thread, and workers of pytest-xdist do not fight over the cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The developers' shared data: $METAGPEN_SHARED, or `shared` beside the repository. Skips where it is absent."""
+    folder = Path(os.environ.get("METAGPEN_SHARED") or REPOSITORY.parent / "shared")
+    if not (folder / "photos").is_dir():
+        pytest.skip("the shared photos are not here ($METAGPEN_SHARED, or 'shared' beside the repository)")
+    return folder
+
+
+@pytest.fixture
+def tiny_model():
+    """A random 16 px meta-GPEN with an identity-conditioned start for 8-dimensional embeddings."""
+    import torch
+
+    from metagpen.gpen import GPEN
+    from metagpen.model import MetaGPEN
+    from metagpen.person import IdentityStart
+
+    torch.manual_seed(0)
+    gpen = GPEN(16, 1, 0.03125, style_dim=16, n_mlp=2)
+    for name, parameter in gpen.named_parameters():
+        if name.endswith("noise.weight"):
+            torch.nn.init.constant_(parameter, 0.5)
+    start = IdentityStart(8, gpen.config.n_latent, 16, 8)
+    return MetaGPEN(gpen, start, {"recogniser": "tests"}).frozen()
