@@ -70,6 +70,11 @@ class Decoder(nn.Module):
             self.to_rgbs.append(ToRGB(out * mix, dim))
             width = out
 
+    @property
+    def top_level(self) -> list[nn.Module]:
+        """The layers of the highest resolution: two styled convolutions and a ToRGB."""
+        return [*self.convs[-2:], self.to_rgbs[-1]]
+
     def forward(self, latents: Tensor, features: list[Tensor]) -> Tensor:
         """latents [B, n_latent, style_dim]; features from 4 px up, one per resolution -> image [B, 3, S, S]."""
         w = latents.unbind(dim=1)

@@ -1,0 +1,38 @@
+"""metagpen: teach a face-restoration network one person's face from a few photos."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live. They load on first use: `import metagpen` itself imports no heavy library.
+_EXPORTS = {
+    "load": "weights",
+    "MetaGPEN": "model",
+    "Person": "person",
+    "AdaptConfig": "adaptation",
+    "adapt": "adaptation",
+    "adapt_many": "adaptation",
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+if TYPE_CHECKING:
+    from .adaptation import AdaptConfig as AdaptConfig
+    from .adaptation import adapt as adapt
+    from .adaptation import adapt_many as adapt_many
+    from .model import MetaGPEN as MetaGPEN
+    from .person import Person as Person
+    from .weights import load as load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'metagpen' has no attribute '{name}'")
+    value = getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

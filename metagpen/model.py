@@ -1,0 +1,91 @@
+"""A restorer as it is shipped: GPEN, its identity-conditioned start if it has one, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .gpen import GPEN
+from .person.start import IdentityStart
+
+FORMAT = "metagpen-model-1"
+
+
+class MetaGPEN(nn.Module):
+    """`gpen` restores; `start` (or None) turns an identity into the first guess of a person's latent adapter.
+
+    `card`: what a user should know: training data, cost, licence, the recogniser that `start` understands.
+    Frozen once loaded: adaptation returns a `Person` and never changes these weights.
+    """
+
+    def __init__(self, gpen: GPEN, start: IdentityStart | None = None, card: dict[str, Any] | None = None):
+        super().__init__()
+        self.gpen, self.start, self.card = gpen, start, dict(card or {})
+        self._fingerprint: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Side of the aligned faces this model works on, in pixels."""
+        return self.gpen.size
+
+    @property
+    def device(self) -> torch.device:
+        return self.gpen.ecd0[0][0].weight.device
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and float32 values: the same for the same weights on any device."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name, value in sorted(self.state_dict().items()):
+                digest.update(f"{name}{tuple(value.shape)}".encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def frozen(self) -> MetaGPEN:
+        """Itself, in eval mode and without parameter gradients."""
+        return self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def restore(self, images: Tensor) -> Tensor:
+        """The generic restoration of aligned faces [B, 3, S, S] in [-1, 1]; same shape, clamped to [-1, 1]."""
+        return self.gpen(images.to(self.device)).clamp(-1, 1)
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
+        """Write one safetensors file (temporary first, then renamed): tensors, shapes' arguments and the card."""
+        path = Path(path)
+        tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.state_dict().items()}
+        header = {"format": FORMAT, "gpen": json.dumps(self.gpen.config.to_dict()),
+                  "start": json.dumps(self.start.config() if self.start else None), "card": json.dumps(self.card)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        save_file(tensors, temporary, metadata=header)
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> MetaGPEN:
+        """Read what `save` wrote, as float32. Raises CheckpointError for anything else."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {k: file.get_tensor(k).float() for k in file.keys()}
+        except Exception as error:  # safetensors raises its own, undocumented error types
+            raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+        if header.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: a safetensors file, but not a metagpen model (format "
+                                  f"{header.get('format')!r}, expected {FORMAT!r})")
+        start = json.loads(header["start"])
+        model = cls(GPEN(**json.loads(header["gpen"])), IdentityStart(**start) if start else None,
+                    json.loads(header["card"]))
+        model.load_state_dict(tensors)
+        return model

@@ -1,0 +1,181 @@
+"""A person's parameters as plain tensors, and GPEN's forward pass with them.
+
+The adapter is a value: a dict of tensors with a leading people dimension P, never a change to the model's modules.
+
+    latent.offset      [P, L, D]     added to w, layer by layer (W+; L = n_latent, D = style_dim)
+    latent.up, .down   [P, L, D, r], [P, L, r, D]     optional low-rank map: w_l + offset_l + up_l down_l w
+    tail.{k}.weight    [P, out, in, 3, 3]  or its factors .up [P, out, r], .down [P, r, in·9]     encoder block k
+    tail.{k}.bias      [P, out]
+    linear.weight      [P, D, in]  or .up [P, D, r], .down [P, r, in]     the encoder's final linear layer
+    linear.bias        [P, D]
+
+All are differences from the shared model, so zeros mean "nobody", and a strength in [0, 1] scales them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..gpen import GPEN
+from ..gpen.layers import scaled_leaky_relu
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What is personal. `tail_blocks`: how many of the last encoder blocks; `tail_rank`: rank of the tail's deltas,
+    0 for full matrices; `latent_rank`: rank of the map of the encoder's own w, 0 for the offset alone."""
+
+    tail_blocks: int = 2
+    tail_rank: int = 8
+    latent_rank: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def tail_indices(gpen: GPEN, spec: AdapterSpec) -> list[int]:
+    """Indices of the personal encoder blocks, e.g. [4, 5] at 128 px. Raises ConfigError for too many."""
+    blocks = len(gpen.encoder)
+    if not 0 <= spec.tail_blocks < blocks:
+        raise ConfigError(f"tail_blocks = {spec.tail_blocks}: a {gpen.size} px model has {blocks - 1} blocks that can "
+                          "be personal (0 to that many)")
+    return list(range(blocks - spec.tail_blocks, blocks))
+
+
+def new_parameters(gpen: GPEN, spec: AdapterSpec, people: int, generator: torch.Generator,
+                   offset: Tensor | None = None) -> Parameters:
+    """Parameters of `people` people who are nobody yet, or start at W+ `offset` [P, L, D].
+
+    Low-rank factors begin as LoRA's do (Hu et al. 2022): `down` random and the same for everyone, `up` zero.
+    """
+    config, device = gpen.config, gpen.generator.input.input.device
+    latents, dim = config.n_latent, config.style_dim
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(people, *shape, device=device)
+
+    def delta(name: str, rows: int, columns: int, rank: int, shape: tuple[int, ...]) -> Parameters:
+        if not rank:
+            return {name: zeros(*shape)}
+        down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+        return {f"{name}.up": zeros(rows, rank), f"{name}.down": down.to(device).repeat(people, 1, 1)}
+
+    parameters = {"latent.offset": zeros(latents, dim) if offset is None else offset.detach().clone()}
+    if spec.latent_rank:
+        down = torch.randn(latents, spec.latent_rank, dim, generator=generator) / math.sqrt(dim)
+        parameters["latent.up"] = zeros(latents, dim, spec.latent_rank)
+        parameters["latent.down"] = down.to(device).repeat(people, 1, 1, 1)
+    for k in tail_indices(gpen, spec):
+        out, inner, height, width = gpen.encoder[k][0][1].weight.shape
+        parameters |= delta(f"tail.{k}.weight", out, inner * height * width, spec.tail_rank,
+                            (out, inner, height, width))
+        parameters[f"tail.{k}.bias"] = zeros(out)
+    rows, columns = gpen.final_linear[0].weight.shape
+    parameters |= delta("linear.weight", rows, columns, spec.tail_rank, (rows, columns))
+    parameters["linear.bias"] = zeros(rows)
+    return parameters
+
+
+def expand(parameters: Parameters, name: str, shape: torch.Size) -> Tensor:
+    """The full difference [P, *shape] called `name`, multiplied out if it is kept as factors."""
+    if name in parameters:
+        return parameters[name]
+    return (parameters[f"{name}.up"] @ parameters[f"{name}.down"]).reshape(-1, *shape)
+
+
+def encode_prefix(gpen: GPEN, images: Tensor, spec: AdapterSpec) -> list[Tensor]:
+    """Maps of the shared encoder blocks, from the full size down; no person enters here."""
+    maps, x = [], images
+    for block in gpen.encoder[:len(gpen.encoder) - spec.tail_blocks]:
+        x = block(x)
+        maps.append(x)
+    return maps
+
+
+def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: AdapterSpec,
+                     strength: float = 1.0, frozen: bool = False) -> Tensor:
+    """GPEN with every person's own tail and latents: images [P·B, 3, S, S], person-major -> same shape.
+
+    One batch for all people: everything shared runs once over P·B images, the tail as grouped convolutions and batched
+    matrix products. `strength` scales the person; 0 is the generic forward pass itself, bit for bit. `frozen`: the
+    shared encoder blocks run without a graph (their output depends on no parameter of a person).
+    """
+    if strength == 0:
+        return gpen(images)
+    people = parameters["latent.offset"].shape[0]
+    if images.shape[0] % people:
+        raise ConfigError(f"{images.shape[0]} images cannot be shared evenly by {people} people")
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        maps = encode_prefix(gpen, images, spec)
+    x = maps[-1]
+    for k in tail_indices(gpen, spec):
+        blur, conv, activation = gpen.encoder[k][0]
+        weight = conv.weight + strength * expand(parameters, f"tail.{k}.weight", conv.weight.shape)
+        bias = activation.bias + strength * parameters[f"tail.{k}.bias"]
+        x = people_conv(blur(x), weight * conv.scale, stride=2)
+        x = scaled_leaky_relu(x, bias.repeat_interleave(x.shape[0] // people, dim=0))
+        maps.append(x)
+    linear = gpen.final_linear[0]
+    weight = linear.weight + strength * expand(parameters, "linear.weight", linear.weight.shape)
+    bias = linear.bias + strength * parameters["linear.bias"]
+    z = x.flatten(1).unflatten(0, (people, -1)) @ (weight * linear.scale).transpose(1, 2).to(x.dtype)  # [P, B, D]
+    z = scaled_leaky_relu(z.flatten(0, 1), bias.repeat_interleave(z.shape[1], dim=0))
+    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, strength))
+
+
+def personal_latents(w: Tensor, parameters: Parameters, strength: float = 1.0) -> Tensor:
+    """w [P·B, D] of the images -> w'_l = w + strength · (offset_l + up_l down_l w) [P·B, L, D]."""
+    people = parameters["latent.offset"].shape[0]
+    w = w.unflatten(0, (people, -1))[:, :, None]  # [P, B, 1, D]
+    change = parameters["latent.offset"][:, None]
+    if "latent.up" in parameters:
+        inner = torch.einsum("plrd,pbxd->pblr", parameters["latent.down"].to(w.dtype), w)
+        change = change + torch.einsum("pldr,pblr->pbld", parameters["latent.up"].to(w.dtype), inner)
+    return (w + strength * change.to(w.dtype)).flatten(0, 1)
+
+
+def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Every person's own convolution in one: x [P·B, C, H, W] person-major, weight [P, out, C, k, k]."""
+    people = weight.shape[0]
+    if people == 1:
+        return F.conv2d(x, weight[0], stride=stride)
+    x = x.unflatten(0, (people, -1)).transpose(0, 1).flatten(1, 2)  # [B, P·C, H, W]
+    x = F.conv2d(x, weight.flatten(0, 1), stride=stride, groups=people)
+    return x.unflatten(1, (people, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameters, strength: float = 1.0) -> Tensor:
+    """The plain twin of `personal_forward`: one person after the other, each with a changed copy of the weights."""
+    people = parameters["latent.offset"].shape[0]
+    outputs = []
+    for p, own in enumerate(images.chunk(people)):
+        mine = {name: value[p:p + 1] for name, value in parameters.items()}
+        changed = dict(gpen.named_parameters())
+        targets = {f"tail.{k}.{kind}": f"ecd{k}.0.{i}.{kind}" for k in range(1, len(gpen.encoder))
+                   for i, kind in ((1, "weight"), (2, "bias"))}
+        targets |= {f"linear.{kind}": f"final_linear.0.{kind}" for kind in ("weight", "bias")}
+        for name, target in targets.items():
+            if name in mine or f"{name}.up" in mine:
+                changed[target] = changed[target] + strength * expand(mine, name, changed[target].shape)[0]
+        features, w = torch.func.functional_call(_Encode(gpen), {f"gpen.{k}": v for k, v in changed.items()}, (own,))
+        outputs.append(gpen.decode(features, personal_latents(w, mine, strength)))
+    return torch.cat(outputs)
+
+
+class _Encode(torch.nn.Module):
+    """`gpen.encode` as a module's forward, which is what `functional_call` calls."""
+
+    def __init__(self, gpen: GPEN):
+        super().__init__()
+        self.gpen = gpen
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        return self.gpen.encode(images)

@@ -1,0 +1,104 @@
+"""A Person: what was learned about one face, ready to restore with, and its small file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError, PhotoError
+from ..faces import paste_back, single_face, to_pil, to_tensor
+from ..faces.photo import PhotoSource, load_photo
+from .adapter import AdapterSpec, Parameters, new_parameters, personal_forward
+
+if TYPE_CHECKING:
+    from ..model import MetaGPEN
+
+FORMAT = "metagpen-person-1"
+SMALLEST_FACE = 12.0  # px; restoring may start from far less than learning needs
+
+
+@dataclass
+class Person:
+    """One person's adapter on a model that many people share.
+
+    model: the shared `MetaGPEN`, never changed. parameters: see `metagpen.person.adapter`, people dimension 1.
+    metadata: shots, steps, seed, recogniser and the like, written into the file.
+    """
+
+    model: MetaGPEN
+    spec: AdapterSpec
+    parameters: Parameters
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def generic(cls, model: MetaGPEN) -> Person:
+        """Nobody in particular: restores as the generic model does at any strength."""
+        spec = AdapterSpec(tail_blocks=0, tail_rank=1)
+        return cls(model, spec, new_parameters(model.gpen, spec, 1, torch.Generator()), {"shots": 0, "steps": 0})
+
+    @torch.no_grad()
+    def restore_batch(self, images: Tensor, strength: float = 1.0) -> Tensor:
+        """Aligned faces [B, 3, S, S] in [-1, 1] -> restored, same shape, clamped to [-1, 1].
+
+        strength: 0 is the generic model bit for bit, 1 fully personal. Raises ValueError outside [0, 1].
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must lie in [0, 1], not {strength}")
+        size = self.model.size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise PhotoError(f"this model restores aligned faces [B, 3, {size}, {size}], not {tuple(images.shape)}")
+        images = images.to(self.model.device)
+        return personal_forward(self.model.gpen, images, self.parameters, self.spec, strength).clamp(-1, 1)
+
+    def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False) -> Image.Image:
+        """Restore the face of a photo and paste it back; with `aligned`, the photo is the face's square crop already.
+
+        source: path, PIL image, array or tensor. Returns RGB of the photo's size (an aligned crop: S x S). Raises
+        PhotoError when no face is found: heavily degraded faces often are not, so cut them out and say `aligned`.
+        """
+        photo = load_photo(source)
+        face = single_face(photo, self.model.size, aligned=aligned, min_crop_side=SMALLEST_FACE)
+        restored = to_pil(self.restore_batch(to_tensor(face.image)[None], strength)[0].cpu())
+        return restored if aligned else paste_back(photo, restored, face.matrix)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file, fp16, first to a temporary name: a crash leaves what was there before."""
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path.with_name(path.name + ".safetensors")
+        tensors = {name: value[0].detach().half().cpu().contiguous() for name, value in self.parameters.items()}
+        header = {"format": FORMAT, "model": self.model.fingerprint, "spec": json.dumps(self.spec.to_dict()),
+                  "metadata": json.dumps(self.metadata)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        save_file(tensors, temporary, metadata=header)
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, model: MetaGPEN) -> Person:
+        """Read a Person for `model`. Raises CheckpointError for a damaged file or one made on another model."""
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path}: no such Person file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                parameters = {key: file.get_tensor(key).float()[None].to(model.device) for key in file.keys()}
+        except Exception as error:  # safetensors raises its own, undocumented error types
+            raise CheckpointError(f"{path}: not a readable Person file ({error})") from error
+        if header.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: a safetensors file, but not a Person (format {header.get('format')!r}, "
+                                  f"expected {FORMAT!r})")
+        if header["model"] != model.fingerprint:
+            raise CheckpointError(f"{path}: this Person was learned on another model (its fingerprint begins "
+                                  f"{header['model'][:12]}, this one's {model.fingerprint[:12]}); load that model, or "
+                                  "adapt again from the photos")
+        return cls(model, AdapterSpec(**json.loads(header["spec"])), parameters, json.loads(header["metadata"]))

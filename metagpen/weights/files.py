@@ -1,0 +1,127 @@
+"""Reading checkpoints: ours (safetensors with a card) and every published GPEN layout."""
+
+from __future__ import annotations
+
+import pickle
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..gpen import GPEN
+from ..model import FORMAT, MetaGPEN
+from .catalogue import CATALOGUE, fetch, unknown_name
+
+EMBEDDED = "embedded_128.safetensors"
+WRAPPERS = ("g_ema", "params_ema", "params", "g", "state_dict")  # what training scripts wrap a generator in; in order
+
+
+def load(source: str | Path = "embedded", device: str | torch.device = "cpu") -> MetaGPEN:
+    """A restorer, frozen and ready to adapt.
+
+    source: "embedded" (in the package, no download), a catalogue name such as "gpen-bfr-512" (downloaded once), or a
+    file: a metagpen model, or a GPEN generator as .pth or .safetensors, plain or wrapped as g_ema / g; its size,
+    channel multiplier and narrow are read off the tensors. Raises CheckpointError when it is none of these, saying
+    which keys are missing or unexpected.
+    """
+    if str(source) == "embedded":
+        file = resources.files(__package__) / EMBEDDED
+        if not file.is_file():
+            raise CheckpointError(f"this installation has no {EMBEDDED}; install metagpen from its package, or name a "
+                                  "model file")
+        with resources.as_file(file) as path:
+            return MetaGPEN.from_file(path).frozen().to(device)
+    if str(source) in CATALOGUE:
+        source = fetch(str(source))
+    path = Path(source)
+    if not path.is_file():
+        raise CheckpointError(f"'{source}' is neither a file nor a known model; {unknown_name(str(source))}")
+    if is_metagpen(path):
+        return MetaGPEN.from_file(path).frozen().to(device)
+    return MetaGPEN(gpen_from_state(read_state(path), path), card={"source": path.name}).frozen().to(device)
+
+
+def is_metagpen(path: Path) -> bool:
+    """Whether a file is what `MetaGPEN.save` writes."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The generator's tensors in a .pth or .safetensors file, unwrapped; nothing in it is executed.
+
+    Raises CheckpointError for a damaged file, or one that holds more than tensors.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
+            raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint") from error
+        raise CheckpointError(f"{path}: holds Python objects beside tensors and is not opened, because they could run "
+                              f"code; save its state dict alone ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # the unpickler stumbles over foreign bytes in many ways: KeyError, EOFError, ...
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint ({type(error).__name__})") from error
+    for name in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+            break
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: no generator found; expected its state dict, plain or under "
+                              f"{', '.join(WRAPPERS)}")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def gpen_from_state(state: dict[str, Tensor], path: str | Path = "checkpoint") -> GPEN:
+    """A GPEN whose shape is read off its tensors. Raises CheckpointError naming missing and unexpected keys."""
+    arguments = infer_arguments(state, path)
+    with torch.device("meta"):
+        gpen = GPEN(**arguments)
+    wanted = gpen.state_dict()
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    wrong = [f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+             for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    problems = [f"{name}: {some(keys)}" for name, keys in
+                (("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", wrong)) if keys]
+    if problems:
+        raise CheckpointError(f"{path}: looks like a GPEN with {arguments}, but has {'; '.join(problems)}")
+    gpen = GPEN(**arguments)
+    gpen.load_state_dict({key: value.float() for key, value in state.items()})
+    return gpen
+
+
+def infer_arguments(state: dict[str, Tensor], path: str | Path) -> dict:
+    """size, channel_multiplier, narrow, style_dim, n_mlp and concat of a generator's state dict."""
+    needed = ("generator.input.input", "generator.conv1.activate.bias", "ecd0.0.0.weight", "generator.style.1.weight")
+    absent = [key for key in needed if key not in state]
+    if absent:
+        raise CheckpointError(f"{path}: not a GPEN generator: missing keys: {some(absent)}; it has "
+                              f"{some(sorted(state))}")
+    size = 4 << sum(key.startswith("generator.to_rgbs.") and key.endswith(".bias") and "modulation" not in key
+                    for key in state)
+    width = state["generator.input.input"].shape[1]
+    narrow = width / 512
+    top = state["ecd0.0.0.weight"].shape[0]
+    multiplier = top * size / (16384 * narrow) if size > 32 else 2
+    return {"size": size, "channel_multiplier": int(multiplier) if multiplier == int(multiplier) else multiplier,
+            "narrow": narrow, "style_dim": state["generator.style.1.weight"].shape[0],
+            "n_mlp": sum(key.startswith("generator.style.") and key.endswith(".weight") for key in state),
+            "concat": state["generator.conv1.activate.bias"].shape[0] == 2 * width}
+
+
+def some(keys: list[str], most: int = 6) -> str:
+    rest = len(keys) - most
+    return ", ".join(keys[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+

@@ -1,0 +1,127 @@
+"""The adapter, the Person and its file."""
+
+import pytest
+import torch
+
+from metagpen.errors import CheckpointError, ConfigError, PhotoError
+from metagpen.gpen import GPEN
+from metagpen.model import MetaGPEN
+from metagpen.person import AdapterSpec, IdentityStart, Person, mean_identity, new_parameters, personal_forward
+from metagpen.person.adapter import personal_forward_reference
+
+SPECS = [AdapterSpec(2, 0, 0), AdapterSpec(2, 3, 2), AdapterSpec(1, 0, 2), AdapterSpec(0, 2, 0)]
+
+
+def somebody(model: MetaGPEN, spec: AdapterSpec, people: int = 1, seed: int = 3) -> dict[str, torch.Tensor]:
+    """Parameters that differ from zero everywhere and between people."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = new_parameters(model.gpen, spec, people, generator)
+    return {k: v + 0.3 * torch.randn(v.shape, generator=generator).to(v) for k, v in parameters.items()}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_batched_people_equal_one_after_the_other(tiny_model, spec):
+    model = tiny_model.double()
+    parameters = {k: v.double().requires_grad_() for k, v in somebody(model, spec, people=3).items()}
+    images = torch.rand(6, 3, model.size, model.size, dtype=torch.float64) * 2 - 1
+    for strength in (1.0, 0.4):
+        fast = personal_forward(model.gpen, images, parameters, spec, strength)
+        plain = personal_forward_reference(model.gpen, images, parameters, strength)
+        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
+        gradients = [torch.autograd.grad(y.square().sum(), list(parameters.values())) for y in (fast, plain)]
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_frozen_prefix_gives_the_same_gradients(tiny_model):
+    spec = AdapterSpec(2, 2, 1)
+    parameters = {k: v.requires_grad_() for k, v in somebody(tiny_model, spec).items()}
+    images = torch.rand(2, 3, tiny_model.size, tiny_model.size) * 2 - 1
+    tiny_model.gpen.requires_grad_(True)
+    gradients = [torch.autograd.grad(personal_forward(tiny_model.gpen, images, parameters, spec, frozen=frozen).sum(),
+                                     list(parameters.values())) for frozen in (False, True)]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_nobody_is_the_generic_model_and_strength_zero_is_it_bit_for_bit(tiny_model, spec):
+    images = torch.rand(2, 3, tiny_model.size, tiny_model.size) * 2 - 1
+    generic = tiny_model.restore(images)
+    nobody = new_parameters(tiny_model.gpen, spec, 1, torch.Generator())
+    torch.testing.assert_close(Person(tiny_model, spec, nobody).restore_batch(images), generic, rtol=0, atol=1e-5)
+    person = Person(tiny_model, spec, somebody(tiny_model, spec))
+    assert torch.equal(person.restore_batch(images, strength=0), generic)
+    assert not torch.equal(person.restore_batch(images, strength=1), generic)
+    assert torch.equal(Person.generic(tiny_model).restore_batch(images, strength=0), generic)
+
+
+def test_start_offset_is_where_parameters_begin(tiny_model):
+    config = tiny_model.gpen.config
+    offset = torch.randn(2, config.n_latent, config.style_dim)
+    parameters = new_parameters(tiny_model.gpen, AdapterSpec(), 2, torch.Generator(), offset)
+    assert torch.equal(parameters["latent.offset"], offset)
+    images = torch.rand(2, 3, tiny_model.size, tiny_model.size)
+    with torch.no_grad():
+        torch.testing.assert_close(personal_forward(tiny_model.gpen, images, parameters, AdapterSpec()),
+                                   tiny_model.gpen(images, offset), rtol=0, atol=1e-5)
+
+
+def test_start_grows_with_the_model():
+    start = IdentityStart(8, 4, 16, 8)
+    identity = torch.randn(2, 8)
+    grown = start.grow()(identity)
+    assert grown.shape == (2, 6, 16)
+    torch.testing.assert_close(grown[:, :4], start(identity))
+    torch.testing.assert_close(grown[:, 4], grown[:, 3])
+
+
+def test_mean_identity_is_a_unit_vector():
+    mean = mean_identity(torch.nn.functional.normalize(torch.randn(5, 7), dim=1))
+    torch.testing.assert_close(mean.norm(), torch.tensor(1.0))
+
+
+def test_file_holds_the_person(tiny_model, tmp_path):
+    spec = AdapterSpec(2, 2, 1)
+    parameters = {k: v.half().float() for k, v in somebody(tiny_model, spec).items()}
+    person = Person(tiny_model, spec, parameters, {"shots": 5, "steps": 32})
+    path = person.save(tmp_path / "ada")
+    assert path.name == "ada.safetensors" and [p.name for p in tmp_path.iterdir()] == ["ada.safetensors"]
+    again = Person.load(path, tiny_model)
+    assert again.spec == spec and again.metadata == person.metadata
+    images = torch.rand(1, 3, tiny_model.size, tiny_model.size)
+    assert torch.equal(again.restore_batch(images), person.restore_batch(images))
+
+
+def test_file_of_another_model_is_refused(tiny_model, tmp_path):
+    path = Person.generic(tiny_model).save(tmp_path / "ada.safetensors")
+    torch.manual_seed(99)
+    other = MetaGPEN(GPEN(16, 1, 0.03125, style_dim=16, n_mlp=2)).frozen()
+    with pytest.raises(CheckpointError, match="another model"):
+        Person.load(path, other)
+
+
+def test_damaged_and_foreign_files_are_named(tiny_model, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a file of ours")
+    with pytest.raises(CheckpointError, match="broken.safetensors: not a readable Person"):
+        Person.load(broken, tiny_model)
+    model_file = tiny_model.save(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not a Person"):
+        Person.load(model_file, tiny_model)
+    with pytest.raises(CheckpointError, match="no such Person file"):
+        Person.load(tmp_path / "missing.safetensors", tiny_model)
+
+
+def test_bad_arguments(tiny_model):
+    person = Person.generic(tiny_model)
+    with pytest.raises(ValueError, match="strength"):
+        person.restore_batch(torch.zeros(1, 3, tiny_model.size, tiny_model.size), strength=1.5)
+    with pytest.raises(PhotoError, match="aligned faces"):
+        person.restore_batch(torch.zeros(1, 3, 17, 17))
+    with pytest.raises(ConfigError, match="tail_blocks"):
+        new_parameters(tiny_model.gpen, AdapterSpec(tail_blocks=9), 1, torch.Generator())
+    with pytest.raises(ConfigError, match="shared evenly"):
+        spec = AdapterSpec()
+        personal_forward(tiny_model.gpen, torch.zeros(3, 3, tiny_model.size, tiny_model.size),
+                         somebody(tiny_model, spec, people=2), spec)

@@ -1,0 +1,121 @@
+"""Reading checkpoints: ours, every GPEN layout, and files that are neither."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import metagpen
+from metagpen.errors import CheckpointError
+from metagpen.gpen import GPEN
+from metagpen.model import MetaGPEN
+from metagpen.weights import available, gpen_from_state, read_state
+from metagpen.weights.files import infer_arguments
+
+SHAPES = [(16, 2, 0.03125), (64, 1, 0.0625), (128, 2, 0.0625), (128, 1, 0.25)]
+
+
+@pytest.mark.parametrize(("size", "multiplier", "narrow"), SHAPES)
+def test_shape_is_read_off_the_tensors(size, multiplier, narrow):
+    with torch.device("meta"):
+        gpen = GPEN(size, multiplier, narrow)
+    expected = {"size": size, "channel_multiplier": multiplier, "narrow": narrow, "style_dim": 512, "n_mlp": 8,
+                "concat": True}
+    assert infer_arguments(gpen.state_dict(), "x") == expected
+
+
+@pytest.mark.parametrize(("size", "multiplier", "narrow"), [(256, 1, 0.5), (512, 2, 1.0)])
+def test_published_shapes_are_recognised(size, multiplier, narrow):
+    with torch.device("meta"):
+        state = GPEN(size, multiplier, narrow).state_dict()
+    arguments = infer_arguments(state, "x")
+    assert (arguments["size"], arguments["channel_multiplier"], arguments["narrow"]) == (size, multiplier, narrow)
+
+
+@pytest.mark.parametrize("wrap", [None, "g_ema", "g", "params_ema"])
+def test_pth_plain_and_wrapped(tiny_model, tmp_path, wrap):
+    state = tiny_model.gpen.state_dict()
+    torch.save(state if wrap is None else {wrap: state, "iteration": 3}, tmp_path / "gpen.pth")
+    images = torch.rand(1, 3, 16, 16)
+    model = metagpen.load(tmp_path / "gpen.pth")
+    assert model.start is None and torch.equal(model.restore(images), tiny_model.restore(images))
+
+
+def test_averaged_weights_win_over_raw_ones(tiny_model, tmp_path):
+    state = tiny_model.gpen.state_dict()
+    torch.save({"g": {k: torch.zeros_like(v) for k, v in state.items()}, "g_ema": state}, tmp_path / "both.pth")
+    assert torch.equal(read_state(tmp_path / "both.pth")["final_linear.0.weight"], state["final_linear.0.weight"])
+
+
+def test_safetensors_of_a_plain_gpen(tiny_model, tmp_path):
+    save_file({k: v.contiguous().clone() for k, v in tiny_model.gpen.state_dict().items()}, tmp_path / "g.safetensors")
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(metagpen.load(tmp_path / "g.safetensors").restore(images), tiny_model.restore(images))
+
+
+def test_our_file_keeps_start_card_and_fingerprint(tiny_model, tmp_path):
+    halved = MetaGPEN(tiny_model.gpen.half().float(), tiny_model.start.half().float(), tiny_model.card)
+    model = metagpen.load(halved.save(tmp_path / "model.safetensors"))
+    assert model.card == {"recogniser": "tests"} and model.fingerprint == halved.fingerprint
+    assert not any(p.requires_grad for p in model.parameters()) and not model.training
+    identity = torch.randn(2, 8)
+    assert torch.equal(model.start(identity), halved.start(identity))
+
+
+def test_missing_unexpected_and_misshapen_keys_are_named(tiny_model):
+    state = dict(tiny_model.gpen.state_dict())
+    state["extra.weight"] = state.pop("generator.conv1.noise.weight")
+    with pytest.raises(CheckpointError, match=r"missing keys: generator\.conv1\.noise\.weight.*unexpected keys: extra"):
+        gpen_from_state(state, "x.pth")
+    state = dict(tiny_model.gpen.state_dict())
+    state["generator.to_rgb1.bias"] = torch.zeros(1, 4, 1, 1)
+    with pytest.raises(CheckpointError, match=r"other shapes: generator\.to_rgb1\.bias \(1, 4, 1, 1\)"):
+        gpen_from_state(state, "x.pth")
+    with pytest.raises(CheckpointError, match="not a GPEN generator"):
+        gpen_from_state({"weight": torch.zeros(1)}, "x.pth")
+
+
+class Trap:
+    """Unpickling this would run code."""
+
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_bad_files(tmp_path, capsys):
+    torch.save({"g": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(CheckpointError, match=r"trap\.pth: holds Python objects"):
+        metagpen.load(tmp_path / "trap.pth")
+    assert "executed" not in capsys.readouterr().out
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("hello")
+        with pytest.raises(CheckpointError, match=name):
+            metagpen.load(tmp_path / name)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="no generator found"):
+        metagpen.load(tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="did you mean 'gpen-bfr-512'"):
+        metagpen.load("gpen-bfr-521")
+
+
+def test_catalogue_lists_the_embedded_model_first():
+    rows = available()
+    assert rows[0][0] == "embedded" and {"gpen-bfr-512", "gpen-bfr-256"} <= {row[0] for row in rows}
+
+
+def test_changed_download_is_refused_and_offline_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAGPEN_CACHE", str(tmp_path))
+    from metagpen.weights import catalogue
+
+    def no_network(*_):
+        raise catalogue.urllib.error.URLError("no network")
+
+    monkeypatch.setattr(catalogue, "download", no_network)
+    with pytest.raises(CheckpointError, match="GPEN-BFR-256.pth"):
+        catalogue.fetch("gpen-bfr-256")
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "GPEN-BFR-256.pth"
+    file.write_bytes(b"one")
+    assert catalogue.fetch("gpen-bfr-256") == file  # put there by hand: nothing to compare with
+    (tmp_path / "GPEN-BFR-256.pth.sha256").write_text("0" * 64)
+    with pytest.raises(CheckpointError, match="has changed"):
+        catalogue.fetch("gpen-bfr-256")
