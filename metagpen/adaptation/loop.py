@@ -1,0 +1,263 @@
+"""The inner loop: from a few photos of a person to that person's parameters. One loop, batched over people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from pydantic import Field
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from .. import degrade, recognise
+from ..config import Config
+from ..errors import ConfigError, PhotoError
+from ..faces import FFHQ_LANDMARKS, single_face, to_tensor
+from ..faces.photo import PhotoSource
+from ..gpen.discriminator import Discriminator
+from ..losses import RecogniserLoss, gradient_l1, l1
+from ..model import MetaGPEN
+from ..person import AdapterSpec, Parameters, Person, mean_identity, new_parameters, personal_forward
+from . import adversarial
+from .optimise import Adam, sgd, warmup_cosine
+
+
+class AdaptConfig(Config):
+    """How a person is learned. Rates are per kind of tensor; the defaults were chosen on people kept for validation.
+
+    `degradation`: parts of the mixture that fresh degradations are drawn from, as in `degrade.by_name("mixed", ...)`.
+    """
+
+    steps: int = Field(32, ge=0)
+    batch_size: int = Field(8, gt=0, description="degraded photos per person and step")
+    optimiser: str = Field("adam", pattern="^(adam|sgd)$")
+    lr_latent: float = 1e-2
+    lr_tail: float = 1e-3
+    warmup: int = Field(4, ge=0)
+    eta_min: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first")
+    l1: float = 1.0
+    gradient: float = 0.5
+    perceptual: float = 0.5
+    identity: float = 0.3
+    latent_norm: float = 1e-3
+    flip: bool = True
+    degradation: dict[str, Any] = {"heavy": {"face_px": [8, 32], "weight": 0.7}, "gfpgan": 0.15, "bsrgan": 0.15}
+    tail_blocks: int = 2
+    tail_rank: int = 8
+    latent_rank: int = 0
+    start: bool = True
+    seed: int = 0
+    bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
+    people_per_batch: int = Field(8, gt=0)
+    adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
+    adversarial: float = 0.02
+    lr_critic: float = 1e-3
+
+    @property
+    def spec(self) -> AdapterSpec:
+        return AdapterSpec(self.tail_blocks, self.tail_rank, self.latent_rank)
+
+
+@dataclass
+class Album:
+    """One person's aligned photos: crops [K, 3, S, S] in [-1, 1] and landmarks [K, 5, 2] in their pixels."""
+
+    crops: Tensor
+    landmarks: Tensor
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+
+def album(photos: Sequence[PhotoSource] | Tensor, size: int, device: str | torch.device = "cpu") -> Album:
+    """Align a person's photos. Tensors [3, size, size] (or one [K, 3, size, size]) count as aligned already.
+
+    Only the crops are kept, so hundreds of large photos fit. Raises PhotoError without a photo, or naming a bad one.
+    """
+    if isinstance(photos, (str, bytes)) or hasattr(photos, "__fspath__"):
+        raise PhotoError(f"expected a list of photos of one person, got the single path '{photos}'; put it in a list")
+    if not len(photos):
+        raise PhotoError("no photo given: at least one photo of the person is needed")
+    crops, landmarks = [], []
+    for photo in photos:
+        if isinstance(photo, Tensor) and tuple(photo.shape) == (3, size, size):
+            crops.append(photo.float())
+            landmarks.append(torch.from_numpy(FFHQ_LANDMARKS * size).float())
+        else:
+            face = single_face(photo, size, device=device)
+            crops.append(to_tensor(face.image))
+            landmarks.append(torch.from_numpy(face.landmarks).float())
+    return Album(torch.stack(crops).to(device), torch.stack(landmarks).to(device))
+
+
+def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int = 32, *, start: bool = True,
+          seed: int = 0, config: AdaptConfig | None = None, recogniser: recognise.Recogniser | None = None,
+          critic: Discriminator | None = None, progress: bool = False) -> Person:
+    """Learn one person from 1 or more photos; `model` is not changed.
+
+    photos: paths, PIL images, arrays, or tensors; tensors [3, S, S] in [-1, 1] count as aligned crops. steps: gradient
+    steps after the identity-conditioned start (0: the start alone; models without one begin at zero). start: use it.
+    config: everything else; `steps`, `start` and `seed` given here win. recogniser: for start and losses; default
+    the one that the model's start was trained with. critic: the discriminator of stage 2, never changed.
+
+    Deterministic for a seed on one machine. Raises PhotoError for no photo, or for one that shows no usable face.
+    """
+    config = (config or AdaptConfig()).model_copy(update={"steps": steps, "start": start, "seed": seed})
+    one = {"": photos}
+    return next(iter(adapt_stream(model, one.items(), config, recogniser, critic, progress)))[1]
+
+
+def adapt_many(model: MetaGPEN, people: Mapping[str, Sequence[PhotoSource] | Tensor], steps: int = 32, *,
+               start: bool = True, seed: int = 0, config: AdaptConfig | None = None,
+               recogniser: recognise.Recogniser | None = None, progress: bool = False) -> dict[str, Person]:
+    """`adapt` for many people, several in one batch: {name: photos} -> {name: Person}.
+
+    A person's result does not depend on who shares the batch, up to float rounding.
+    """
+    config = (config or AdaptConfig()).model_copy(update={"steps": steps, "start": start, "seed": seed})
+    return dict(adapt_stream(model, people.items(), config, recogniser, None, progress))
+
+
+def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSource] | Tensor]], config: AdaptConfig,
+                 recogniser: recognise.Recogniser | None = None, critic: Discriminator | None = None,
+                 progress: bool = False) -> Iterator[tuple[str, Person]]:
+    """People as they come, `config.people_per_batch` at a time, so that any number of them fits in memory."""
+    people = iter(people)
+    if config.adversarial_steps and critic is None:
+        raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
+    recogniser = recogniser or default_recogniser(model, config)
+    while group := list(islice(people, config.people_per_batch)):
+        albums = [album(photos, model.size, model.device) for _, photos in group]
+        began = time.perf_counter()
+        parameters = learn(model, albums, config, recogniser, progress)
+        if config.adversarial_steps:
+            parameters = adversarial.refine(model, albums, parameters, config, recogniser, critic)
+        seconds = (time.perf_counter() - began) / len(group)
+        for i, ((name, _), own) in enumerate(zip(group, albums, strict=True)):
+            mine = {key: value[i:i + 1].half().float() for key, value in parameters.items()}  # as its file will hold it
+            yield name, Person(model, config.spec, mine, describe(model, config, recogniser, len(own), seconds))
+
+
+def default_recogniser(model: MetaGPEN, config: AdaptConfig) -> recognise.Recogniser | None:
+    """The recogniser that the model's start understands; "embedded" for models without one; None if nothing asks."""
+    uses_start = config.start and model.start is not None
+    if not (uses_start or (config.steps and (config.identity or config.perceptual))):
+        return None
+    return recognise.load(model.card.get("recogniser", "embedded"), device=str(model.device))
+
+
+def describe(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None, shots: int,
+             seconds: float) -> dict[str, Any]:
+    from .. import __version__
+
+    return {"shots": shots, "steps": config.steps, "seed": config.seed, "seconds": round(seconds, 2),
+            "start": bool(config.start and model.start is not None),
+            "recogniser": recogniser.name if recogniser else None, "metagpen": __version__}
+
+
+def start_offset(model: MetaGPEN, albums: Sequence[Album], recogniser: recognise.Recogniser) -> Tensor:
+    """The identity-conditioned start: W+ offsets [P, L, D] from each album's mean embedding."""
+    with torch.no_grad():
+        identities = [mean_identity(torch.cat([recogniser.embed(crops, marks) for crops, marks in zip(
+            a.crops.split(32), a.landmarks.split(32), strict=True)])) for a in albums]
+        return model.start(torch.stack(identities))
+
+
+def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogniser: recognise.Recogniser | None,
+          progress: bool = False) -> Parameters:
+    """The inner loop for P people at once; parameters with leading dimension P, detached."""
+    offset = start_offset(model, albums, recogniser) if config.start and model.start is not None else None
+    generator = torch.Generator().manual_seed(config.seed)
+    parameters = new_parameters(model.gpen, config.spec, len(albums), generator, offset)
+    objective = Objective(model, config, recogniser, offset)
+    batches = [torch.Generator().manual_seed(config.seed + 1) for _ in albums]  # everybody draws alone
+    optimiser = Adam() if config.optimiser == "adam" else sgd
+    columns = (TextColumn("adapting"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
+               TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("", total=config.steps, loss=float("nan"))
+        for step in range(config.steps):
+            support = draw(albums, objective.degradation, config, batches)
+            parameters = {name: value.requires_grad_() for name, value in parameters.items()}
+            loss = objective(parameters, *support)  # [P]
+            gradients = dict(zip(parameters, torch.autograd.grad(loss.sum(), list(parameters.values())), strict=True))
+            factor = warmup_cosine(step, config.steps, config.warmup, config.eta_min)
+            rates = {name: factor * rate(name, config) for name in parameters}
+            with torch.no_grad():
+                parameters = optimiser(parameters, gradients, rates)
+            bar.update(task, advance=1, loss=float(loss.detach().mean()))
+    return {name: value.detach() for name, value in parameters.items()}
+
+
+def rate(name: str, config: AdaptConfig) -> float:
+    return config.lr_latent if name.startswith("latent.") else config.lr_tail
+
+
+def draw(albums: Sequence[Album], degradation: degrade.Degradation, config: AdaptConfig,
+         generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
+    """Fresh (truth, degraded, landmarks) of every person: [P·B, 3, S, S] twice and [P·B, 5, 2], person-major."""
+    parts = []
+    for own, generator in zip(albums, generators, strict=True):
+        chosen = torch.randint(len(own), (config.batch_size,), generator=generator).to(own.crops.device)
+        truth, landmarks = own.crops[chosen], own.landmarks[chosen]
+        if config.flip:
+            flip = (torch.rand(len(chosen), generator=generator) < 0.5).to(truth.device)
+            truth = torch.where(flip[:, None, None, None], truth.flip(-1), truth)
+            landmarks = torch.where(flip[:, None, None], mirror(landmarks, truth.shape[-1]), landmarks)
+        parts.append((truth, degradation(truth, generator), landmarks))
+    truth, poor, landmarks = (torch.cat(part) for part in zip(*parts, strict=True))
+    return truth, poor, landmarks
+
+
+def mirror(landmarks: Tensor, size: int) -> Tensor:
+    """Landmarks [B, 5, 2] of horizontally flipped images: x mirrored (continuous pixels), left and right exchanged."""
+    flipped = landmarks[:, [1, 0, 2, 4, 3]].clone()
+    flipped[..., 0] = size - flipped[..., 0]
+    return flipped
+
+
+class Objective:
+    """What a step minimises: reconstruction, perceptual and identity terms of the support, and staying near the start.
+
+    The latent norm is measured from where the person started, so that it never pulls a face back to nobody.
+    """
+
+    def __init__(self, model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None,
+                 origin: Tensor | None):
+        self.model, self.config, self.origin = model, config, origin
+        self.degradation = degrade.by_name("mixed", **config.degradation)
+        self.recogniser_loss = RecogniserLoss(recogniser) if recogniser else None
+        self.bf16 = config.bf16 and has_bf16(model.device)
+
+    def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            return personal_forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
+                                    self.config.spec, frozen=True).float()
+
+    def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, landmarks: Tensor) -> Tensor:
+        """The loss of each person [P]."""
+        config = self.config
+        loss = config.l1 * l1(restored, truth)
+        if config.gradient:
+            loss = loss + config.gradient * gradient_l1(restored, truth)
+        if config.perceptual or config.identity:
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+                perceptual, identity = self.recogniser_loss(restored, truth, landmarks)
+            loss = loss + config.perceptual * perceptual + config.identity * identity
+        moved = parameters["latent.offset"] - (0 if self.origin is None else self.origin)
+        people = moved.shape[0]
+        return loss.unflatten(0, (people, -1)).mean(dim=1) + config.latent_norm * moved.square().mean(dim=(1, 2))
+
+    def __call__(self, parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
+        return self.terms(parameters, self.restore(parameters, poor), truth, landmarks)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions are native: on CPUs without it they run, but slower than float32."""
+    if device.type == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()

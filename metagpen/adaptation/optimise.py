@@ -1,0 +1,47 @@
+"""Gradient steps as functions from tensors to tensors, so that an outer loop can differentiate through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+BETAS, EPS = (0.9, 0.99), 1e-8
+
+
+def sgd(parameters: Parameters, gradients: Mapping[str, Tensor], rates: Mapping[str, float]) -> Parameters:
+    """θ - rate · g, a rate for each tensor."""
+    return {name: value - rates[name] * gradients[name] for name, value in parameters.items()}
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) with a rate for each tensor. Elementwise, so people in a batch do not meet."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.mean: dict[str, Tensor] = {}
+        self.square: dict[str, Tensor] = {}
+
+    def __call__(self, parameters: Parameters, gradients: Mapping[str, Tensor],
+                 rates: Mapping[str, float]) -> Parameters:
+        self.step += 1
+        first, second = BETAS
+        updated = {}
+        for name, value in parameters.items():
+            g = gradients[name]
+            m = self.mean[name] = torch.lerp(g, self.mean.get(name, torch.zeros_like(g)), first)
+            s = self.square[name] = torch.lerp(g * g, self.square.get(name, torch.zeros_like(g)), second)
+            direction = m / (1 - first**self.step) / ((s / (1 - second**self.step)).sqrt() + EPS)
+            updated[name] = value - rates[name] * direction
+        return updated
+
+
+def warmup_cosine(step: int, steps: int, warmup: int, final: float) -> float:
+    """Factor on every rate: linear over `warmup` steps, then half a cosine from 1 down to `final` at the last step."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

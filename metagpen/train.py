@@ -1,0 +1,452 @@
+"""`metagpen train`: the base model and its identity-conditioned start, trained together on many people.
+
+Training walks through stages. A stage has a size, and when it is larger than the one before, the networks grow without
+changing their function (see `metagpen.gpen.growth`). Every step's randomness comes from (seed, step), so a run that
+was killed and resumed sees the batches it would have seen, and ends with the numbers it would have had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from . import degrade, recognise
+from .adaptation.loop import mirror
+from .config import Config
+from .errors import CheckpointError, DataError
+from .evaluate.report import contact_sheet
+from .faces import to_pil
+from .gpen import GPEN
+from .gpen.discriminator import Discriminator
+from .gpen.growth import grow
+from .identities import PackedPhotos, load_people, pack, split
+from .losses import (
+    RecogniserLoss,
+    discriminator_loss,
+    feature_matching,
+    generator_loss,
+    gradient_l1,
+    l1,
+    r1_penalty,
+)
+from .model import MetaGPEN
+from .person.start import IdentityStart
+
+
+class LossWeights(Config):
+    """Weights of the terms; a term of weight 0 is not computed."""
+
+    l1: float = 1.0
+    gradient: float = 0.0
+    perceptual: float = 0.0
+    identity: float = 0.0
+    adversarial: float = 0.0
+    feature_matching: float = 0.0
+
+
+class Stage(Config):
+    """A stretch of training at one size with one set of losses.
+
+    min_source_side: native pixels that a target must have. train_trunk: false trains only the decoder's top level,
+    the one that growth added; everything below runs without a graph, which halves the cost.
+    """
+
+    size: int
+    steps: int = Field(gt=0)
+    batch_size: int = Field(16, gt=0)
+    lr: float = 2e-3
+    lr_final: float = 2e-4
+    lr_d: float = 2e-3
+    beta1: float = 0.9
+    warmup: int = 100
+    loss: LossWeights = LossWeights()
+    min_source_side: int = 0
+    r1: float = 1.0
+    r1_every: int = 16
+    train_trunk: bool = True
+
+
+class TrainConfig(Config):
+    """`metagpen train`. `data`: folders of people; `split`: CSV; people marked train are trained on, val watched."""
+
+    data: list[Path]
+    split: Path
+    output_dir: Path = Path("runs/base_128")
+    channel_multiplier: float = 1
+    narrow: float = 0.25
+    pack_size: int = 128
+    degradation: dict[str, Any] = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
+    recogniser: str = "embedded"
+    max_identity_photos: int = 8
+    identity_dropout: float = Field(0.2, ge=0, le=1)
+    stages: list[Stage] = Field(min_length=1)
+    ema: float = 0.998
+    seed: int = 0
+    device: str = "cpu"
+    bf16: bool = True
+    threads: int | None = None
+    card: dict[str, Any] = Field({}, description="added to the model's card, e.g. its licence and training data")
+    save_every: int = 250
+    sheet_every: int = 500
+
+
+@dataclass
+class Batch:
+    """`truth`, `poor` [B, 3, S, S] in [-1, 1]; `landmarks` [B, 5, 2] px; `identity` [B, D]; `known` [B] 0 or 1."""
+
+    truth: Tensor
+    poor: Tensor
+    landmarks: Tensor
+    identity: Tensor
+    known: Tensor
+
+
+class Batches:
+    """Reproducible batches: `draw(step)` depends on the seed and the step alone."""
+
+    def __init__(self, photos: PackedPhotos, embeddings: Tensor, degradation: degrade.Degradation,
+                 config: TrainConfig):
+        self.photos, self.embeddings, self.degradation, self.config = photos, embeddings, degradation, config
+        self.members = [torch.nonzero(photos.person == p).flatten() for p in range(len(photos.names))]
+
+    def draw(self, step: int, stage: Stage) -> Batch:
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        sides = self.photos.source_side.nan_to_num(nan=float("inf"))  # unknown counts as sharp
+        allowed = torch.nonzero(sides >= stage.min_source_side).flatten()
+        if not len(allowed):
+            raise DataError(f"no training photo has a native side of {stage.min_source_side} px; lower min_source_side")
+        chosen = allowed[torch.randint(len(allowed), (stage.batch_size,), generator=generator)]
+        truth = self.photos.batch(chosen)
+        landmarks = self.photos.landmarks[chosen].clone()
+        flip = torch.rand(len(chosen), generator=generator) < 0.5
+        truth[flip], landmarks[flip] = truth[flip].flip(-1), mirror(landmarks[flip], truth.shape[-1])
+        poor = self.degradation(truth, generator)
+        identity, known = self._identities(chosen, generator)
+        scale = stage.size / truth.shape[-1]
+        return Batch(resize(truth, stage.size), resize(poor, stage.size), landmarks * scale, identity, known)
+
+    def _identities(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mean embeddings of 1 to `max_identity_photos` *other* photos of each person; left out some of the time."""
+        identity = torch.zeros(len(chosen), self.embeddings.shape[1])
+        known = torch.rand(len(chosen), generator=generator) >= self.config.identity_dropout
+        for i, photo in enumerate(chosen):
+            others = self.members[self.photos.person[photo]]
+            others = others[others != photo]
+            if len(others) == 0:
+                known[i] = False
+                continue
+            count = int(torch.randint(1, self.config.max_identity_photos + 1, (1,), generator=generator))
+            picked = others[torch.randperm(len(others), generator=generator)[:count]]
+            identity[i] = F.normalize(self.embeddings[picked].mean(0), dim=0)
+        return identity, known.float()
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Antialiased reduction to size x size; the images themselves when they have it."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool, cache_dir: Path,
+              batch: int = 64) -> Tensor:
+    """Embeddings [N, D] of all packed photos; kept in a file named after the photos and the recogniser."""
+    digest = hashlib.sha256(photos.images.numpy().tobytes())
+    for value in recogniser.state_dict().values():
+        digest.update(value.float().cpu().numpy().tobytes())
+    file = cache_dir / f"embeddings_{digest.hexdigest()[:20]}.safetensors"
+    if file.exists():
+        return load_file(file)["embeddings"]
+    parts = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for index in torch.arange(len(photos)).split(batch):
+            parts.append(recogniser.embed(photos.batch(index), photos.landmarks[index]))
+    embeddings = torch.cat(parts)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    save_file({"embeddings": embeddings}, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
+    return embeddings
+
+
+def ema_with_warmup(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Moving average whose horizon grows with the run, so that it forgets the random beginning quickly."""
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+    return update
+
+
+class Trainer:
+    """Networks, their moving averages and optimisers, and the step at which they are."""
+
+    def __init__(self, config: TrainConfig, batches: Batches, watched: Batches, recogniser: recognise.Recogniser):
+        self.config, self.batches, self.watched = config, batches, watched
+        self.recogniser_loss = RecogniserLoss(recogniser)
+        self.device = torch.device(config.device)
+        self.folder = Path(config.output_dir)
+        self.step = self.stage_index = self.stage_start = 0
+        torch.manual_seed(config.seed)
+        size = config.stages[0].size
+        gpen = GPEN(size, config.channel_multiplier, config.narrow)
+        start = IdentityStart(recogniser.dim, gpen.config.n_latent, gpen.config.style_dim)
+        self._install(MetaGPEN(gpen, start, self._card(recogniser)))
+
+    def _card(self, recogniser: recognise.Recogniser) -> dict[str, Any]:
+        """What goes into the model file about how it was made; `config.card` adds to it."""
+        photos = self.batches.photos
+        return {"recogniser": recogniser.name, "people": len(photos.names), "photos": len(photos),
+                "stages": [stage.model_dump(exclude_defaults=True) for stage in self.config.stages],
+                **self.config.card}
+
+    @property
+    def stage(self) -> Stage:
+        return self.config.stages[self.stage_index]
+
+    def _install(self, model: MetaGPEN) -> None:
+        """Take these networks into the present stage: fresh averages, optimisers and, if it needs one, critic."""
+        self.model = model.to(self.device)
+        self.average = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(self.config.ema))
+        self.model.requires_grad_(self.stage.train_trunk)
+        for module in self.model.gpen.generator.top_level:
+            module.requires_grad_(True)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(self.trained, lr=self.stage.lr, betas=(self.stage.beta1, 0.99))
+        self.critic = self.critic_optimiser = None
+        if self.stage.loss.adversarial or self.stage.loss.feature_matching:
+            self.critic = Discriminator(self.stage.size, self.config.channel_multiplier, self.config.narrow,
+                                        ).to(self.device)
+            self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=self.stage.lr_d,
+                                                     betas=(self.stage.beta1, 0.99))
+
+    def next_stage(self) -> None:
+        """Continue from the averaged weights: grow if the next stage is larger, keep the critic where it fits."""
+        self.stage_index, self.stage_start = self.stage_index + 1, self.step
+        model, critic = self.average.module, self.critic
+        while model.size < self.stage.size:
+            model = MetaGPEN(grow(model.gpen), model.start.grow(), model.card)
+        if model.size != self.stage.size:
+            raise DataError(f"stages[{self.stage_index}].size = {self.stage.size} cannot follow {model.size}: sizes "
+                            "may stay or double")
+        self._install(model)
+        if critic is not None and self.critic is not None:
+            inherit(self.critic, critic)
+
+    # -- one step ---------------------------------------------------------------------------------------------
+
+    def forward(self, model: MetaGPEN, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            offset = model.start(batch.identity) * batch.known[:, None, None]
+            return model.gpen(batch.poor.contiguous(memory_format=torch.channels_last), offset).float()
+
+    def losses(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms, each a mean over the batch."""
+        weight, terms = self.stage.loss, {}
+        terms["l1"] = weight.l1 * l1(restored, batch.truth).mean()
+        if weight.gradient:
+            terms["gradient"] = weight.gradient * gradient_l1(restored, batch.truth).mean()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            if weight.perceptual or weight.identity:
+                perceptual, identity = self.recogniser_loss(restored, batch.truth, batch.landmarks)
+                terms["perceptual"] = weight.perceptual * perceptual.mean()
+                # a face restored without knowing who it is must not be pulled towards an identity it cannot see
+                terms["identity"] = weight.identity * (identity * batch.known).mean()
+            if self.critic is not None:
+                terms.update(self._adversarial_terms(restored, batch.truth))
+        return terms
+
+    def _adversarial_terms(self, restored: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        weight = self.stage.loss
+        self.critic.requires_grad_(False)
+        maps = self.critic.features(restored)
+        terms = {"adversarial": weight.adversarial * generator_loss(self.critic.head(maps[-1]).float()).mean()}
+        if weight.feature_matching:
+            with torch.no_grad():
+                real_maps = self.critic.features(truth)
+            terms["feature_matching"] = weight.feature_matching * feature_matching(maps, real_maps)
+        self.critic.requires_grad_(True)
+        return terms
+
+    def critic_step(self, restored: Tensor, truth: Tensor) -> dict[str, float]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            loss = discriminator_loss(self.critic(truth).float(), self.critic(restored.detach()).float())
+        if self.step % self.stage.r1_every == 0:
+            half = max(2, len(truth) // 2)
+            loss = loss + self.stage.r1 / 2 * self.stage.r1_every * r1_penalty(self.critic, truth[:half])
+        self.critic_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimiser.step()
+        return {"critic": float(loss.detach())}
+
+    def train_step(self) -> dict[str, float]:
+        batch = self._to_device(self.batches.draw(self.step, self.stage))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._lr()
+        restored = self.forward(self.model, batch)
+        terms = self.losses(restored, batch)
+        loss = sum(terms.values())
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 5.0)
+        self.optimiser.step()
+        self.average.update_parameters(self.model)
+        logged = {name: float(value.detach()) for name, value in terms.items()}
+        if self.critic is not None:
+            logged.update(self.critic_step(restored, batch.truth))
+        self.step += 1
+        return logged
+
+    def _lr(self) -> float:
+        """Linear warm-up, then a cosine from lr to lr_final within the stage."""
+        stage, done = self.stage, self.step - self.stage_start
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, done / stage.steps))).item())
+        return min(1.0, (done + 1) / max(1, stage.warmup)) * (stage.lr_final + (stage.lr - stage.lr_final) * cosine)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return Batch(*[getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__])
+
+    # -- watching ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def watch(self) -> dict[str, float]:
+        """On watched people: identity cosine (by the loss's recogniser) and PSNR, generic and with the start."""
+        batch = self._to_device(self.watched.draw(0, self.stage))
+        model = self.average.module
+        nobody = Batch(**{**vars(batch), "known": torch.zeros_like(batch.known)})
+        somebody = Batch(**{**vars(batch), "known": torch.ones_like(batch.known)})
+        outputs = {"generic": self.forward(model, nobody), "start": self.forward(model, somebody)}
+        figures = {}
+        for name, restored in outputs.items():
+            _, identity = self.recogniser_loss(restored, batch.truth, batch.landmarks)
+            figures[f"{name}_cosine"] = float(1 - identity.mean())
+            mse = (restored.clamp(-1, 1) - batch.truth).square().mean(dim=(1, 2, 3)) / 4
+            figures[f"{name}_psnr"] = float(-10 * mse.log10().mean())
+        columns = {"input": batch.poor, **outputs, "truth": batch.truth}
+        rows = [[(name, to_pil(images[i].cpu())) for name, images in columns.items()]
+                for i in range(min(12, len(batch.truth)))]
+        contact_sheet(rows).save(self.folder / f"sheet_{self.step:06d}.png")
+        return figures
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """`last.pt`: everything needed to resume exactly; `ema.safetensors`: the averaged model, ready to load."""
+        state = {"step": self.step, "stage_index": self.stage_index, "stage_start": self.stage_start,
+                 "config": self.config.model_dump_json(), "model": self.model.state_dict(),
+                 "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
+        if self.critic is not None:
+            state["critic"] = self.critic.state_dict()
+            state["critic_optimiser"] = self.critic_optimiser.state_dict()
+        temporary = self.folder / "last.pt.part"
+        torch.save(state, temporary)
+        temporary.replace(self.folder / "last.pt")
+        self.average.module.save(self.folder / "ema.safetensors")
+
+    def resume(self) -> bool:
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        if state["stage_index"] >= len(self.config.stages):
+            raise CheckpointError(f"{path}: was written in stage {state['stage_index']}, the configuration has only "
+                                  f"{len(self.config.stages)} stages")
+        self.stage_index, self.stage_start, self.step = state["stage_index"], state["stage_start"], state["step"]
+        model = self.model
+        while model.size < self.stage.size:
+            model = MetaGPEN(grow(model.gpen), model.start.grow(), model.card)
+        self._install(model)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.critic is not None and "critic" in state:
+            self.critic.load_state_dict(state["critic"])
+            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
+        return True
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self, console: Console) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        total = sum(stage.steps for stage in self.config.stages)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress, (self.folder / "log.jsonl").open("a") as log:
+            bar = progress.add_task("train", total=total, completed=self.step)
+            while True:
+                if self.step - self.stage_start >= self.stage.steps:
+                    if self.stage_index + 1 == len(self.config.stages):
+                        break
+                    self.save()
+                    self.next_stage()
+                began = time.perf_counter()
+                record = {"step": self.step, "size": self.stage.size, "lr": self._lr(), **self.train_step()}
+                record["photos_per_second"] = self.stage.batch_size / (time.perf_counter() - began)
+                if self.step % self.config.sheet_every == 0:
+                    record.update(self.watch())
+                    console.print({k: round(v, 4) for k, v in record.items()})
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                if self.step % self.config.save_every == 0:
+                    self.save()
+                progress.update(bar, completed=self.step, description=f"{self.stage.size} px  "
+                                f"loss {record['l1']:.3f}  {record['photos_per_second']:.0f} photos/s")
+        self.save()
+        return self.folder / "ema.safetensors"
+
+
+def inherit(critic: nn.Module, older: nn.Module) -> None:
+    """Copy an older, equal or smaller critic's weights into the layers that serve the same resolution."""
+    extra = len(critic.convs) - len(older.convs)
+    with torch.no_grad():
+        for name, value in older.state_dict().items():
+            parts = name.split(".")
+            if parts[0] == "convs":
+                index = int(parts[1])
+                if index == 0 and extra:
+                    continue  # the layer that reads RGB belongs to its own resolution
+                name = ".".join(["convs", str(index + extra), *parts[2:]])
+            critic.state_dict()[name].copy_(value)
+
+
+def prepare(config: TrainConfig) -> Trainer:
+    """Read and pack the photos, embed them, and build the trainer."""
+    parts_of_people = split(load_people(*config.data), config.split)
+    recogniser = recognise.load(config.recogniser)
+    degradation = degrade.by_name("mixed", **config.degradation)
+    parts, cache = {}, Path(config.output_dir) / "cache"
+    for name in ("train", "val"):
+        if name not in parts_of_people:
+            raise DataError(f"{config.split}: no person of these folders is marked '{name}'")
+        photos = pack(parts_of_people[name], config.pack_size, cache, workers=2)
+        parts[name] = Batches(photos, embed_all(recogniser, photos, config.bf16, cache), degradation, config)
+    return Trainer(config, parts["train"], parts["val"], recogniser.to(config.device))
+
+
+def train(config: TrainConfig, resume: bool = True) -> Path:
+    """Train, resuming `output_dir/last.pt` if there is one; returns the path of the averaged model."""
+    console = Console()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    trainer = prepare(config)
+    if resume and trainer.resume():
+        console.print(f"resumed at step {trainer.step}")
+    try:
+        path = trainer.run(console)
+    except KeyboardInterrupt:
+        trainer.save()
+        console.print(f"interrupted at step {trainer.step}; run the same command to go on from there")
+        raise
+    console.print(f"done: {path}, contact sheets and log.jsonl beside it")
+    return path

@@ -1,0 +1,149 @@
+"""The inner loop on a tiny model: what it must do whatever the weights are."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import metagpen
+from metagpen.adaptation import AdaptConfig, adapt, adapt_many, album
+from metagpen.adaptation.loop import Objective, draw, mirror
+from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd, warmup_cosine
+from metagpen.errors import ConfigError, PhotoError
+from metagpen.gpen.discriminator import Discriminator
+
+FAST = AdaptConfig(batch_size=4, degradation={"heavy": {"face_px": [4, 8]}}, tail_blocks=1, tail_rank=2, bf16=False,
+                   lr_latent=0.03, lr_tail=0.01)
+
+
+def faces(count: int, seed: int = 0, size: int = 16) -> list[torch.Tensor]:
+    """Variations of one smooth picture: something that can be learned."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.nn.functional.interpolate(torch.randn(1, 3, 4, 4, generator=generator), size=size, mode="bicubic")
+    return list((base + 0.05 * torch.randn(count, 3, size, size, generator=generator)).clamp(-1, 1))
+
+
+def equal(a, b) -> bool:
+    return all(torch.equal(a.parameters[k], b.parameters[k]) for k in a.parameters)
+
+
+def test_adapting_lowers_the_loss_on_photos_never_seen(tiny_model, tiny_recogniser):
+    photos = faces(6)
+    person = adapt(tiny_model, photos[:3], steps=24, config=FAST, recogniser=tiny_recogniser)
+    start = adapt(tiny_model, photos[:3], steps=0, config=FAST, recogniser=tiny_recogniser)
+    objective = Objective(tiny_model, FAST, tiny_recogniser, None)
+    held_out = draw([album(photos[3:], 16)], objective.degradation, FAST.model_copy(update={"batch_size": 16}),
+                    [torch.Generator().manual_seed(5)])
+    with torch.no_grad():
+        before, after = (float(objective(p.parameters, *held_out)) for p in (start, person))
+    assert after < 0.8 * before
+
+
+def test_same_seed_same_person_and_model_untouched(tiny_model, tiny_recogniser):
+    state = {k: v.clone() for k, v in tiny_model.state_dict().items()}
+    first, again, other = (adapt(tiny_model, faces(2), steps=3, seed=seed, config=FAST, recogniser=tiny_recogniser)
+                           for seed in (0, 0, 1))
+    assert equal(first, again) and not equal(first, other)
+    assert all(torch.equal(state[k], v) for k, v in tiny_model.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in tiny_model.parameters())
+
+
+def test_a_trainable_model_is_left_trainable_and_without_gradients(tiny_model, tiny_recogniser):
+    tiny_model.requires_grad_(True)
+    adapt(tiny_model, faces(2), steps=2, config=FAST, recogniser=tiny_recogniser)
+    assert all(p.requires_grad and p.grad is None for p in tiny_model.parameters())
+
+
+def test_many_at_once_equal_one_at_a_time(tiny_model, tiny_recogniser):
+    people = {"ada": faces(2, 1), "bob": faces(5, 2), "eve": faces(1, 3)}
+    together = adapt_many(tiny_model, people, steps=3, config=FAST.model_copy(update={"people_per_batch": 2}),
+                          recogniser=tiny_recogniser)
+    assert list(together) == list(people)
+    for name, photos in people.items():
+        alone = adapt(tiny_model, photos, steps=3, config=FAST, recogniser=tiny_recogniser)
+        images = torch.rand(2, 3, 16, 16)
+        torch.testing.assert_close(together[name].restore_batch(images), alone.restore_batch(images),
+                                   rtol=0, atol=2e-3)  # parameters are rounded to half precision
+        assert together[name].metadata["shots"] == len(photos)
+
+
+def test_zero_steps_is_the_start_and_without_it_nobody(tiny_model, tiny_recogniser):
+    photos = torch.stack(faces(3))
+    person = adapt(tiny_model, photos, steps=0, config=FAST, recogniser=tiny_recogniser)
+    identity = torch.nn.functional.normalize(tiny_recogniser.embed(photos).mean(0), dim=0)
+    torch.testing.assert_close(person.parameters["latent.offset"], tiny_model.start(identity[None]),
+                               rtol=2e-3, atol=1e-4)
+    nobody = adapt(tiny_model, photos, steps=0, start=False, config=FAST, recogniser=tiny_recogniser)
+    assert not nobody.parameters["latent.offset"].any() and nobody.metadata["start"] is False
+
+
+def test_stage_two_moves_the_person_and_not_the_critic(tiny_model, tiny_recogniser):
+    critic = Discriminator(16, 1, 0.03125)
+    state = {k: v.clone() for k, v in critic.state_dict().items()}
+    config = FAST.model_copy(update={"adversarial_steps": 2})
+    first = adapt(tiny_model, faces(2), steps=1, config=FAST, recogniser=tiny_recogniser)
+    second = adapt(tiny_model, faces(2), steps=1, config=config, recogniser=tiny_recogniser, critic=critic)
+    assert not equal(first, second)
+    assert all(torch.equal(state[k], v) for k, v in critic.state_dict().items())
+    with pytest.raises(ConfigError, match="needs a critic"):
+        adapt(tiny_model, faces(1), steps=1, config=config, recogniser=tiny_recogniser)
+
+
+def test_sgd_learns_too(tiny_model, tiny_recogniser):
+    config = FAST.model_copy(update={"optimiser": "sgd"})
+    assert not equal(*(adapt(tiny_model, faces(2), steps=s, config=config, recogniser=tiny_recogniser) for s in (0, 2)))
+
+
+def test_two_hundred_photos(tiny_model, tiny_recogniser):
+    person = adapt(tiny_model, faces(200), steps=1, config=FAST, recogniser=tiny_recogniser)
+    assert person.metadata["shots"] == 200
+
+
+def test_no_photo_and_a_bare_path_are_errors(tiny_model, tiny_recogniser, tmp_path):
+    with pytest.raises(PhotoError, match="at least one photo"):
+        adapt(tiny_model, [], recogniser=tiny_recogniser)
+    with pytest.raises(PhotoError, match="put it in a list"):
+        adapt(tiny_model, "ada.jpg", recogniser=tiny_recogniser)
+    noise = tmp_path / "noise.png"
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(noise)
+    with pytest.raises(PhotoError, match="noise.png"):
+        adapt(tiny_model, [noise], recogniser=tiny_recogniser)
+
+
+def test_unknown_setting_is_an_error():
+    with pytest.raises(ConfigError, match="batch_size"):
+        AdaptConfig.from_dict({"batchsize": 3})
+
+
+def test_mirrored_landmarks():
+    landmarks = torch.tensor([[[2.0, 5], [10, 5], [6, 8], [3, 12], [9, 12]]])
+    flipped = mirror(landmarks, 16)
+    assert flipped[0, 0].tolist() == [6, 5] and flipped[0, 1].tolist() == [14, 5]
+    assert torch.equal(mirror(flipped, 16), landmarks)
+
+
+def test_adam_is_torch_adam_and_sgd_is_torch_sgd():
+    for ours, theirs in ((Adam(), torch.optim.Adam), (sgd, torch.optim.SGD)):
+        x = torch.randn(5, dtype=torch.float64)
+        reference = x.clone().requires_grad_()
+        extra = {"betas": BETAS, "eps": EPS} if theirs is torch.optim.Adam else {}
+        optimiser = theirs([reference], lr=0.1, **extra)
+        values = {"x": x}
+        for _ in range(5):
+            values = ours(values, {"x": 2 * values["x"]}, {"x": 0.1})
+            optimiser.zero_grad()
+            reference.square().sum().backward()
+            optimiser.step()
+        torch.testing.assert_close(values["x"], reference.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_schedule_warms_up_and_ends_at_its_minimum():
+    factors = [warmup_cosine(step, 20, 4, 0.1) for step in range(20)]
+    assert factors[:4] == [0.2, 0.4, 0.6, 0.8] and factors[4] == 1.0
+    assert math.isclose(factors[-1], 0.1) and factors[4:] == sorted(factors[4:], reverse=True)
+
+
+def test_public_names_are_functions_even_after_the_sub_packages_were_imported():
+    assert metagpen.adapt is adapt and metagpen.adapt_many is adapt_many

@@ -1,0 +1,137 @@
+"""`metagpen train` on a tiny model and random faces: stages, growth, and resuming exactly."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metagpen import recognise, train
+from metagpen.errors import ConfigError, DataError
+from metagpen.model import MetaGPEN
+
+LOSS = {"l1": 1.0, "gradient": 0.5, "perceptual": 0.1, "identity": 0.1}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch, tiny_recogniser) -> train.TrainConfig:
+    monkeypatch.setattr(recognise, "load", lambda *_, **__: tiny_recogniser)
+    rng = np.random.default_rng(0)
+    rows = [("set", "id", "split")]
+    for person, split in (("ada", "train"), ("bob", "train"), ("solo", "train"), ("eve", "val")):
+        folder = tmp_path / "people" / person
+        folder.mkdir(parents=True)
+        rows.append(("people", person, split))
+        for i in range(1 if person == "solo" else 3):
+            small = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+            small.resize((32, 32)).save(folder / f"{i}.png")
+    with open(tmp_path / "splits.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return train.TrainConfig.from_dict({
+        "data": [tmp_path / "people"], "split": tmp_path / "splits.csv", "output_dir": tmp_path / "run",
+        "narrow": 0.03125, "pack_size": 32, "degradation": {"heavy": {"face_px": [4, 8]}}, "bf16": False,
+        "save_every": 3, "sheet_every": 4, "ema": 0.9,
+        "stages": [{"size": 16, "steps": 4, "batch_size": 2, "loss": LOSS},
+                   {"size": 32, "steps": 3, "batch_size": 2, "r1_every": 2,
+                    "loss": LOSS | {"adversarial": 0.1, "feature_matching": 0.1}}]})
+
+
+def losses(config: train.TrainConfig) -> dict[int, tuple]:
+    """By step: what was logged, without timings. A step that was repeated after a kill must be logged alike."""
+    series: dict[int, tuple] = {}
+    for line in (config.output_dir / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        del record["photos_per_second"]
+        assert series.setdefault(record["step"], tuple(record.items())) == tuple(record.items())
+    return series
+
+
+def test_two_stages_make_a_model_of_the_last_size(config):
+    model = MetaGPEN.from_file(train.train(config))
+    assert model.size == 32 and model.start.n_latent == model.gpen.config.n_latent
+    series = losses(config)
+    assert sorted(series) == list(range(7))
+    assert {"adversarial", "critic", "identity"} <= dict(series[5]).keys()
+    assert (config.output_dir / "sheet_000004.png").exists()
+    assert model.card["recogniser"] == "tests" and model.card["people"] == 3
+
+
+@pytest.mark.parametrize("killed_at", [2, 3, 4, 5])
+def test_killed_and_resumed_equals_uninterrupted(config, monkeypatch, killed_at):
+    whole = config.model_copy(update={"output_dir": config.output_dir.with_name("whole")})
+    reference = MetaGPEN.from_file(train.train(whole)).state_dict()
+
+    class Killed(Exception):
+        pass
+
+    step = train.Trainer.train_step
+
+    def until(trainer):
+        if trainer.step == killed_at:
+            raise Killed
+        return step(trainer)
+
+    monkeypatch.setattr(train.Trainer, "train_step", until)
+    with pytest.raises(Killed):
+        train.train(config)
+    monkeypatch.setattr(train.Trainer, "train_step", step)
+    resumed = MetaGPEN.from_file(train.train(config)).state_dict()
+    assert losses(config) == losses(whole)
+    assert all(torch.equal(resumed[name], value) for name, value in reference.items())
+
+
+def test_interruption_saves_where_it_was(config, monkeypatch):
+    step = train.Trainer.train_step
+
+    def interrupted(trainer):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    state = torch.load(config.output_dir / "last.pt", weights_only=True)
+    assert state["step"] == 2
+
+
+def test_people_with_one_photo_have_no_identity_and_others_never_their_own(config):
+    trainer = train.prepare(config)
+    batches, stage = trainer.batches, trainer.stage.model_copy(update={"batch_size": 64})
+    batch = batches.draw(0, stage)
+    assert 0 < batch.known.mean() < 1
+    nobody = batch.identity.norm(dim=1) == 0  # "solo"
+    assert nobody.any() and not nobody.all() and not batch.known[nobody].any()
+    torch.testing.assert_close(batch.identity[~nobody].norm(dim=1), torch.ones(int((~nobody).sum())))
+    again = batches.draw(0, stage)
+    assert torch.equal(batch.poor, again.poor) and torch.equal(batch.identity, again.identity)
+    assert not torch.equal(batch.truth, batches.draw(1, stage).truth)
+
+
+def test_a_frozen_trunk_stays_as_it_was(config):
+    stages = [config.stages[0], config.stages[1].model_copy(update={"train_trunk": False})]
+    trainer = train.prepare(config.model_copy(update={"stages": stages}))
+    trainer.folder.mkdir(parents=True, exist_ok=True)
+    trainer.next_stage()
+    before = {k: v.clone() for k, v in trainer.model.gpen.state_dict().items()}
+    for _ in range(2):
+        trainer.train_step()
+    changed = {k for k, v in trainer.model.gpen.state_dict().items() if not torch.equal(v, before[k])}
+    top = len(trainer.model.gpen.generator.to_rgbs) - 1
+    allowed = (f"generator.convs.{2 * top}.", f"generator.convs.{2 * top + 1}.",
+               f"generator.to_rgbs.{top}.")
+    assert changed and all(name.startswith(allowed) for name in changed)
+
+
+def test_impossible_configurations(config):
+    with pytest.raises(ConfigError, match="did you mean 'stages.0.steps'"):
+        train.TrainConfig.from_dict({"data": ["x"], "split": "y", "stages": [{"size": 16, "stepps": 3}]})
+    shrinking = config.model_copy(update={"stages": list(reversed(config.stages))})
+    trainer = train.prepare(shrinking)
+    with pytest.raises(DataError, match="sizes may stay or double"):
+        trainer.next_stage()
+    trainer.batches.photos.source_side[:] = 100.0
+    with pytest.raises(DataError, match="min_source_side"):
+        trainer.batches.draw(0, config.stages[0].model_copy(update={"min_source_side": 101}))
