@@ -1,0 +1,133 @@
+"""How well do the recognisers tell people apart whom no training of ours saw, and how fast are they?
+
+Verification accuracy (ten folds, as in the LFW protocol) on the 25 val people of celeba_wild_256 and on the 102
+people of london_512 (neutral against smiling), mean cosines, the cosine between a photo and its copy reduced to
+16 and 32 pixels, and photos a second on one CPU thread. Photos and weights come from `$METAGPEN_SHARED`, or the
+folder `shared` beside this repository.
+
+    python benchmarks/recognisers.py    # writes benchmarks/results/recognisers.json and the table in docs/recognisers.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metagpen.errors import MetagpenError
+from metagpen.identities import People, split
+from metagpen.recognise import Recogniser, load, verification
+from metagpen.recognise.distil import read_photo
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+RESULTS = ROOT / "benchmarks" / "results" / "recognisers.json"
+PAGE = ROOT / "docs" / "recognisers.md"
+MARKERS = "<!-- embedded:begin -->", "<!-- embedded:end -->"
+RECOGNISERS = {"embedded": "embedded",
+               "0095 (its teacher)": SHARED / "weights/face-reidentification-retail-0095.fp16.xml",
+               "068 (scores only)": SHARED / "weights/mobilefacenet_casia_xiaoccer_068.ckpt"}
+MOST_PAIRS = 3000  # of one person, and as many of two
+
+
+def collections() -> dict[str, People]:
+    photos = SHARED / "photos"
+    wild = People.from_folder(photos / "celeba_wild_256")
+    london = People.from_folder(photos / "london_512")
+    return {"celeba_wild_256 val": split(wild, photos / "splits.csv", strict=False)["val"],
+            "london_512": london.select(name for name in london if name != "lisa")}
+
+
+def reduced(images: Tensor, side: int) -> Tensor:
+    """As seen by a camera with `side` pixels across the crop, enlarged again."""
+    small = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    return F.interpolate(small, images.shape[-2:], mode="bicubic").clamp(-1, 1)
+
+
+@torch.no_grad()
+def figures(recogniser: Recogniser, people: People) -> dict[str, float]:
+    names, sharp, coarse = [], [], {16: [], 32: []}
+    for name, photos in people.items():
+        for photo in photos:
+            pixels, landmarks = read_photo(photo)
+            image = pixels[None].float() / 127.5 - 1
+            names.append(name)
+            sharp.append(recogniser.embed(image, landmarks[None]))
+            for side, found in coarse.items():
+                found.append(recogniser.embed(reduced(image, side), landmarks[None]))
+    sharp = torch.cat(sharp)
+    row = {"people": len(people), "photos": len(names), **verification(sharp, names, MOST_PAIRS)}
+    for side, found in coarse.items():
+        row[f"cosine_to_itself_at_{side}px"] = float((sharp * torch.cat(found)).sum(1).mean())
+        row[f"accuracy_at_{side}px"] = verification(torch.cat(found), names, MOST_PAIRS)["accuracy"]
+    return row
+
+
+def speed(recogniser: Recogniser, backward: bool, batch: int = 16, rounds: int = 5) -> float:
+    """Photos of 128 px a second, float32, best of some rounds; with `backward`, the gradient to the photo too."""
+    images = torch.rand(batch, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    best = float("inf")
+    for _ in range(rounds):
+        images = images.clone().requires_grad_(backward)
+        start = time.perf_counter()
+        with torch.set_grad_enabled(backward):
+            embeddings = recogniser.embed(images)
+            if backward:
+                embeddings[:, 0].sum().backward()
+        best = min(best, time.perf_counter() - start)
+        images = images.detach()
+    return batch / best
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line for each recogniser and data set."""
+    lines = ["| recogniser | parameters | people | right | at 32 px | at 16 px | same / different person | photos a second "
+             "(with gradient) |", "|---|---|---|---|---|---|---|---|"]
+    lines += [f"| {r['recogniser']} | {r['parameters'] / 1e6:.2f} M | {r['dataset']} ({r['people']}) "
+              f"| {100 * r['accuracy']:.1f} ± {100 * r['standard_error']:.1f} % | {100 * r['accuracy_at_32px']:.1f} % "
+              f"| {100 * r['accuracy_at_16px']:.1f} % | {r['cosine_same']:.2f} / {r['cosine_different']:.2f} "
+              f"| {r['photos_per_second']:.0f} ({r['photos_per_second_with_gradient']:.0f}) |" for r in rows]
+    return "\n".join(lines)
+
+
+def insert(text: str, page: Path) -> None:
+    """Put `text` between the markers of a page."""
+    before, rest = page.read_text().split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    page.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = []
+    for label, source in RECOGNISERS.items():
+        recogniser = load(source)
+        common = {"recogniser": label, "name": recogniser.name,
+                  "parameters": sum(p.numel() for p in recogniser.parameters()),
+                  "input": list(recogniser.spec.size), "dimensions": recogniser.dim,
+                  "photos_per_second": round(speed(recogniser, False), 1),
+                  "photos_per_second_with_gradient": round(speed(recogniser, True), 1)}
+        for dataset, people in collections().items():
+            row = common | {"dataset": dataset} | figures(recogniser, people)
+            rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+            print(json.dumps(rows[-1]))
+    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    result = {"rows": rows, "commit": git.stdout.strip(), "torch": torch.__version__, "machine": platform.machine(),
+              "threads": 1, "protocol": f"ten folds; at most {MOST_PAIRS} pairs of one person, as many of two; seed 0"}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    insert(table(rows), PAGE)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MetagpenError as error:
+        sys.exit(f"error: {error}")

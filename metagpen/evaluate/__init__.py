@@ -1,0 +1,29 @@
+"""Measuring restorations: image and identity metrics, paired gains over people, reports."""
+
+from metagpen.evaluate.engine import Method, evaluate, evaluate_people
+from metagpen.evaluate.folders import compare_folders
+from metagpen.evaluate.metrics import degrees, identity, load_lpips, lpips, psnr, sharpness, ssim
+from metagpen.evaluate.protocol import EvaluateConfig, run_evaluate
+from metagpen.evaluate.records import Record
+from metagpen.evaluate.statistics import Gain, Interval, bootstrap_mean, paired_gain
+
+__all__ = [
+    "EvaluateConfig",
+    "Gain",
+    "Interval",
+    "Method",
+    "Record",
+    "bootstrap_mean",
+    "compare_folders",
+    "degrees",
+    "evaluate",
+    "evaluate_people",
+    "identity",
+    "load_lpips",
+    "lpips",
+    "paired_gain",
+    "psnr",
+    "run_evaluate",
+    "sharpness",
+    "ssim",
+]

@@ -1,0 +1,161 @@
+"""Image and identity metrics. Every function returns one number per image: no batch size can change a result.
+
+Images are RGB [B, 3, H, W] in [-1, 1]; restored images are clamped to that range first, as writing a file
+would do. The data range is therefore 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from metagpen.errors import CheckpointError
+
+DATA_RANGE = 2.0
+
+# File names at torchvision, and the first eight hex digits of their SHA-256 (which end the names).
+LPIPS_BACKBONES = {
+    "alex": ("alexnet-owt-7be5be79.pth", "7be5be79"),
+    "vgg": ("vgg16-397923af.pth", "397923af"),
+    "squeeze": ("squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
+}
+
+
+class Embedder(Protocol):
+    """What the identity metrics need of a recogniser (metagpen.recognise.Recogniser has it)."""
+
+    def embed(self, crops: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] in [-1, 1], landmarks [B, 5, 2] in pixels of the crop -> [B, dim], unit norm."""
+
+
+def _pair(restored: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    if restored.shape != truth.shape or restored.ndim != 4:
+        raise ValueError(
+            f"two equal batches [B, 3, H, W] are needed, not {tuple(restored.shape)} and {tuple(truth.shape)}"
+        )
+    return restored.detach().float().clamp(-1, 1), truth.detach().float()
+
+
+def psnr(restored: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB over all channels and pixels, [B]; infinite for identical images."""
+    from metagpen.compat import ensure_torchvision
+
+    ensure_torchvision()  # which the next import wants
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    restored, truth = _pair(restored, truth)
+    return torch.stack([peak_signal_noise_ratio(a, b, data_range=DATA_RANGE) for a, b in zip(restored, truth)])
+
+
+def ssim(restored: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity, window sigma 1.5 px, mean over channels, [B] (Wang et al. 2004)."""
+    from metagpen.compat import ensure_torchvision
+
+    ensure_torchvision()  # which the next import wants
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    restored, truth = _pair(restored, truth)
+    values = structural_similarity_index_measure(restored, truth, data_range=DATA_RANGE, reduction="none")
+    return values.reshape(-1)
+
+
+def sharpness(restored: Tensor, truth: Tensor) -> Tensor:
+    """High-band amplitude relative to the truth, [B]: 1 is as sharp as the truth, 0 has no fine detail.
+
+    The high band is the grey image minus its Gaussian blur with sigma = size / 64 (2 px at 128). Only amplitudes
+    are compared, not content: noise counts too, so read it beside PSNR and identity.
+    """
+    from kornia.filters import gaussian_blur2d
+
+    restored, truth = _pair(restored, truth)
+    sigma = truth.shape[-1] / 64
+    kernel = 2 * math.ceil(3 * sigma) + 1
+
+    def amplitude(images: Tensor) -> Tensor:
+        grey = images.mean(1, keepdim=True)
+        return (grey - gaussian_blur2d(grey, (kernel, kernel), (sigma, sigma))).std(dim=(1, 2, 3))
+
+    return amplitude(restored) / amplitude(truth).clamp_min(1e-6)
+
+
+@torch.no_grad()
+def embeddings(recogniser: Embedder, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
+    """Identity embeddings [B, dim] of images [B, 3, H, W], clamped to the range of a file."""
+    return recogniser.embed(images.float().clamp(-1, 1), landmarks)
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine of the angle between embeddings, [B, dim] x [B, dim] -> [B]."""
+    return torch.nn.functional.cosine_similarity(first, second, dim=-1)
+
+
+def degrees(cosines: Tensor) -> Tensor:
+    """Deg, the angle between two embeddings in degrees: arccos of the cosine."""
+    return torch.rad2deg(torch.arccos(cosines.clamp(-1, 1)))
+
+
+def identity(recogniser: Embedder, restored: Tensor, truth: Tensor, landmarks: Tensor | None = None) -> Tensor:
+    """Identity cosine [B] between restored and true faces, both aligned by the truth's landmarks [B, 5, 2]."""
+    return cosine(embeddings(recogniser, restored, landmarks), embeddings(recogniser, truth, landmarks))
+
+
+def lpips_backbone(net: str = "alex", path: str | Path | None = None) -> Path | None:
+    """Where the real ImageNet backbone of LPIPS lies: `path`, or torch hub's cache; None when absent.
+
+    A file under another checksum is refused: LPIPS on another trunk is another measure.
+    """
+    if net not in LPIPS_BACKBONES:
+        raise CheckpointError(f"LPIPS has no backbone '{net}'; choose one of {', '.join(LPIPS_BACKBONES)}")
+    name, checksum = LPIPS_BACKBONES[net]
+    found = Path(path) if path is not None else Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not found.is_file():
+        if path is not None:
+            raise CheckpointError(f"{found}: no such LPIPS backbone file; expected torchvision's {name}")
+        return None
+    if not hashlib.sha256(found.read_bytes()).hexdigest().startswith(checksum):
+        raise CheckpointError(
+            f"{found}: not torchvision's {name} (its SHA-256 must begin with {checksum}); "
+            "delete it and download it again"
+        )
+    return found
+
+
+def load_lpips(net: str = "alex", path: str | Path | None = None) -> nn.Module | None:
+    """LPIPS (Zhang et al. 2018, version 0.1) on its real backbone, or None where the backbone file is absent.
+
+    The wheel of `lpips` carries the linear heads only; nothing is downloaded here and nothing stands in.
+    """
+    backbone = lpips_backbone(net, path)
+    if backbone is None:
+        return None
+    from metagpen.compat import ensure_torchvision
+
+    ensure_torchvision()  # which the next import wants
+    from lpips import LPIPS
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it builds the trunk with arguments that torchvision has renamed
+        module = LPIPS(net=net, pnet_rand=True, verbose=False)
+    weights = torch.load(backbone, map_location="cpu", weights_only=True)
+    module.net.load_state_dict({key: _trunk_weight(weights, key) for key in module.net.state_dict()})
+    return module.eval().requires_grad_(False)
+
+
+def _trunk_weight(weights: dict[str, Tensor], key: str) -> Tensor:
+    """`slice3.6.weight` of LPIPS's trunk is `features.6.weight` of torchvision's file."""
+    return weights["features." + key.split(".", 1)[1]]
+
+
+@torch.no_grad()
+def lpips(module: nn.Module | None, restored: Tensor, truth: Tensor) -> Tensor | None:
+    """LPIPS distance [B] (lower is closer), or None when `load_lpips` found no backbone."""
+    if module is None:
+        return None
+    restored, truth = _pair(restored, truth)
+    return module(restored, truth).reshape(-1)

@@ -1,0 +1,163 @@
+"""`metagpen evaluate`: one configuration in, rows with intervals out; an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from metagpen import identities
+from metagpen.config import Config
+from metagpen.errors import ConfigError
+from metagpen.evaluate import metrics, report
+from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
+from metagpen.evaluate.records import Record, RecordFile
+from metagpen.identities import People
+
+
+class EvaluateConfig(Config):
+    """What `metagpen evaluate` measures."""
+
+    model: str | None = Field(None, description="checkpoint or name; none: the embedded model")
+    data: str = Field(description="folder with one sub-folder per person")
+    split_file: str | None = Field(None, description="CSV that assigns people to splits; none: all people")
+    split: str = Field("val", description="the split to measure, with split_file")
+    degradations: list[str] = Field(["heavy"], description="names of degradations; 'moderate' is BSRGAN at scale 1")
+    methods: list[str] = Field(list(METHOD_NAMES), description="which methods to compare")
+    shots: list[int] = Field([5, 1], description="support photos; the most are set aside, fewer are the first of them")
+    steps: int = Field(32, ge=0, description="gradient steps of adapt")
+    recognisers: dict[str, str] = Field(
+        {"embedded (in losses)": "embedded"}, description="label -> recogniser name or file; the first leads the tables"
+    )
+    seed: int = Field(0, description="fixes support, queries' damage, lenders and bootstrap")
+    max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
+    max_queries: int | None = Field(None, ge=2, description="at most so many queries per person; none: all")
+    batch_size: int = Field(16, ge=1)
+    lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
+    work_dir: str = Field("runs/evaluate", description="records and previews, for continuing an interrupted run")
+    output: str | None = Field(None, description="JSON file for the rows")
+    preview: int = Field(3, ge=0, description="how many restored queries per person to keep as pictures in work_dir")
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run found: rows, settings, machine, where LPIPS came from, and the folder of records and previews."""
+
+    rows: list[report.Row]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    lpips: str
+    folder: Path
+
+
+def run_evaluate(config: EvaluateConfig) -> Evaluation:
+    """Load what the config names, measure (continuing an earlier run of the same settings), summarise and write."""
+    import metagpen
+    from metagpen import recognise
+
+    model = metagpen.load(config.model) if config.model else metagpen.load()
+    people = load_people(config)
+    methods = methods_for(config.methods, config.shots, config.steps)
+    degradations = named_degradations(config.degradations)
+    recognisers = {label: recognise.load(name) for label, name in config.recognisers.items()}
+    lpips = metrics.load_lpips(path=config.lpips_backbone)
+    settings = {**settings_of(config, model, people), "lpips": lpips is not None}
+    folder = Path(config.work_dir) / digest(settings)
+    report.write_text(folder / "settings.json", json.dumps(settings, indent=1))
+    store = RecordFile(folder / "records.jsonl")
+    outcomes = evaluate_people(
+        model, people, degradations, methods, recognisers, shots=max(config.shots), seed=config.seed,
+        max_queries=config.max_queries, batch_size=config.batch_size, lpips=lpips, commit=report.commit(),
+        done=store.records.keys(),
+    )  # fmt: skip
+    total = len(people) * sum(1 if method.name == report.CEILING else len(degradations) for method in methods)
+    with progress_bar(config.progress, total, len(store.records)) as advance:
+        for outcome in outcomes:
+            store.append(outcome.record)
+            if outcome.images is not None and config.preview:
+                save_preview(folder, outcome, config.preview)
+            advance(outcome.record)
+    machine, dataset = report.machine(), Path(config.data).name
+    rows = report.rows_of(store.records.values(), dataset, report.machine_line(machine), config.seed)
+    found = Evaluation(rows, settings, machine, "alexnet, real backbone" if lpips else "not available", folder)
+    if config.output:
+        report.write_json(config.output, rows, settings=settings, machine=machine, lpips=found.lpips)
+    return found
+
+
+def load_people(config: EvaluateConfig) -> People:
+    """The people of the config's split with photos enough for support and two queries, at most `max_people`."""
+    people = People.from_folder(config.data)
+    if config.split_file:
+        parts = identities.split(people, file=config.split_file)
+        if config.split not in parts:
+            raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
+        people = parts[config.split]
+    enough = people.min_photos(max(config.shots) + 2)
+    if not enough:
+        raise ConfigError(f"{config.data}: nobody has the {max(config.shots) + 2} photos that are needed")
+    return enough.select(list(enough)[: config.max_people])
+
+
+# What a config may say without changing any number, or says by a path of this machine.
+NOT_SETTINGS = {"model", "data", "split_file", "work_dir", "output", "progress", "lpips_backbone", "recognisers",
+                "batch_size", "preview", "max_people"}  # fmt: skip
+
+
+def settings_of(config: EvaluateConfig, model: Any, people: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides the numbers, without a path of this machine; its digest names the run's folder."""
+    return {
+        **config.model_dump(exclude=NOT_SETTINGS),
+        "dataset": Path(config.data).name,
+        "recognisers": {label: Path(name).name for label, name in config.recognisers.items()},
+        "people": sorted(people),
+        "model": model.fingerprint[:12],
+        "code": code_fingerprint(),
+    }
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def code_fingerprint() -> str:
+    """Twelve hex digits of the SHA-256 over all source that can change a number: records never outlive their code."""
+    package = Path(__file__).resolve().parents[1]
+    rooms = ("adapt", "degrade", "faces", "gpen", "identities", "losses", "person", "recognise")
+    files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))] + [package / "model.py"]
+    files += [package / "evaluate" / name for name in ("engine.py", "metrics.py", "tasks.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def preview_path(folder: Path, person: str, degradation: str, method: str, shots: int = 0) -> Path:
+    """Where the strip of a person's first restored queries lies."""
+    return folder / "previews" / person / f"{degradation}_{method}_{shots}.png"
+
+
+def save_preview(folder: Path, outcome: Outcome, count: int) -> None:
+    """The first restored queries side by side as one lossless strip."""
+    from metagpen import faces
+
+    record = outcome.record
+    path = preview_path(folder, record.person, record.degradation, record.method, record.shots)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    faces.to_pil(torch.cat(list(outcome.images[:count]), dim=-1)).save(path)
+
+
+@contextmanager
+def progress_bar(shown: bool, total: int, completed: int) -> Iterator[Callable[[Record], None]]:
+    """A rich progress bar that names the person and method at hand; `advance(record)` moves it on."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, disable=not shown) as bar:
+        task = bar.add_task("evaluate", total=total, completed=completed)
+        yield lambda r: bar.update(task, advance=1, description=f"{r.person}, {r.degradation}, {r.method} ({r.shots})")

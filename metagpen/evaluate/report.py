@@ -1,0 +1,292 @@
+"""From per-person records to rows with intervals, JSON, Markdown tables and contact sheets."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metagpen.errors import DataError
+from metagpen.evaluate.statistics import bootstrap_mean, paired_gain
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from metagpen.evaluate.records import Record
+
+Row = dict[str, Any]
+
+ROW_KEYS = (
+    "dataset",
+    "degradation",
+    "method",
+    "shots",
+    "steps",
+    "metric",
+    "recogniser",
+    "mean",
+    "lo",
+    "hi",
+    "gain",
+    "gain_lo",
+    "gain_hi",
+    "worse",
+    "fraction_of_ceiling",
+    "identities",
+    "queries",
+    "seconds_per_identity",
+    "seed",
+    "commit",
+    "machine",
+)
+LOWER_IS_BETTER = {"lpips", "deg"}
+BASELINE = "generic"
+CEILING = "other-photo"
+
+
+def rows_of(records: Iterable[Record], dataset: str, machine: str, seed: int = 0) -> list[Row]:
+    """One row per degradation, method and metric: mean over people, 95 % interval, gain paired against `generic`.
+
+    Only people measured under every method take part, so that all rows describe the same people. The fraction of the
+    ceiling is mean cosine(restored, truth) over mean cosine(another true photo, truth).
+    """
+    groups: dict[tuple, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        groups[(record.degradation, record.method, record.shots, record.steps)][record.person] = record
+    people = set.intersection(*(set(group) for group in groups.values())) if groups else set()
+    if not people:
+        raise DataError("no person was measured under every method yet; let the evaluation run to its end")
+
+    def values(group: Mapping[str, Record], key: str) -> dict[str, float]:
+        return {person: group[person].values[key] for person in people}
+
+    ceilings = {
+        key: bootstrap_mean(values(group, key), seed).mean
+        for (_, method, *_), group in groups.items()
+        if method == CEILING
+        for key in next(iter(group.values())).values
+        if key.startswith("identity")
+    }
+    rows = []
+    for (degradation, method, shots, steps), group in groups.items():
+        members = [group[person] for person in sorted(people)]
+        baseline = groups.get((degradation, BASELINE, 0, 0))
+        for key in members[0].values:
+            metric, _, recogniser = key.partition(":")
+            mean = bootstrap_mean(values(group, key), seed)
+            gain = (
+                paired_gain(
+                    values(group, key), values(baseline, key), seed=seed, higher_is_better=metric not in LOWER_IS_BETTER
+                )
+                if baseline
+                else None
+            )
+            rows.append(
+                dict(
+                    dataset=dataset,
+                    degradation=degradation,
+                    method=method,
+                    shots=shots,
+                    steps=steps,
+                    metric=metric,
+                    recogniser=recogniser or None,
+                    mean=mean.mean,
+                    lo=mean.lo,
+                    hi=mean.hi,
+                    gain=gain and gain.mean,
+                    gain_lo=gain and gain.lo,
+                    gain_hi=gain and gain.hi,
+                    worse=gain and gain.worse,
+                    fraction_of_ceiling=mean.mean / ceilings[key] if key in ceilings else None,
+                    identities=len(members),
+                    queries=sum(m.queries for m in members),
+                    seconds_per_identity=sum(m.seconds for m in members) / len(members),
+                    seed=seed,
+                    commit=" ".join(sorted({m.commit for m in members})),
+                    machine=machine,
+                )
+            )
+    return rows
+
+
+def find(rows: Iterable[Row], **keys: Any) -> Row | None:
+    """The only row with these keys, or None; several are an error in the question."""
+    found = [row for row in rows if all(row[key] == value for key, value in keys.items())]
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} rows match {keys}")
+    return found[0] if found else None
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on: processor, cores, threads, memory, versions, accelerator, load."""
+    import torch
+
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+        if hasattr(os, "sysconf")
+        else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def machine_line(facts: Mapping[str, Any]) -> str:
+    """The same in one line, for the rows."""
+    threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
+    parts = [f"{facts['cpu']}, {facts['cores']} cores, {threads}, {facts['memory_gib']} GiB", f"torch {facts['torch']}"]
+    return ", ".join(parts + ([facts["accelerator"]] if facts["accelerator"] else []))
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The git commit of this source tree, with '+changes' when the package differs from it; 'unknown' outside one."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary neighbour, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: str | Path, rows: Sequence[Row], **facts: Any) -> None:
+    """{"...facts": ..., "rows": [...]}; refuses NaN and infinities, which JSON does not have."""
+    text = json.dumps({**facts, "rows": [_rounded(row) for row in rows]}, indent=1, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _rounded(row: Row) -> Row:
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: first column left, the others right."""
+    ruler = ["---"] + ["---:"] * (len(headers) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [headers, ruler, *lines])
+
+
+LABELS = {
+    "input": "degraded input",
+    "generic": "generic model",
+    "start": "start",
+    "adapt": "adapt",
+    "zero": "adapt without the start",
+    "wrong-start": "wrong person's photos, start",
+    "wrong-adapt": "wrong person's photos, adapt",
+    CEILING: "another true photo (ceiling in kind)",
+}
+
+
+def method_label(row: Row) -> str:
+    """'adapt, 5 photos, 32 steps'."""
+    label = LABELS.get(row["method"], row["method"])
+    if not row["shots"]:
+        return label
+    return f"{label}, {row['shots']} photo{'s' if row['shots'] > 1 else ''}, {row['steps']} steps"
+
+
+def with_gain(row: Row | None, digits: int) -> str:
+    """'0.412 (+0.213 [+0.180, +0.247])', or a dash where the metric does not apply. More sharpness is no gain."""
+    if row is None:
+        return "–"
+    text = f"{row['mean']:.{digits}f}"
+    if row["gain"] is None or row["method"] == BASELINE or row["metric"] == "sharpness":
+        return text
+    return text + " ({gain:+.{d}f} [{gain_lo:+.{d}f}, {gain_hi:+.{d}f}])".format(**row, d=digits)
+
+
+def percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.0f} %"
+
+
+DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}
+HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "sharpness": "sharpness"}
+
+
+def figures_table(
+    rows: Sequence[Row], degradation: str, recognisers: Sequence[str], metrics: Sequence[str] = tuple(HEADINGS)
+) -> str:
+    """The table of one degradation: a line per method; gains against generic with 95 % intervals in brackets.
+
+    The first recogniser also gives the fraction of the ceiling and the number of people who are worse off.
+    """
+    lines: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row["degradation"] in (degradation, "none"):
+            lines.setdefault((row["method"], row["shots"], row["steps"]), []).append(row)
+    measured = {row["metric"] for row in rows}
+    identity = [f"identity, {name}" for name in recognisers]
+    headers = ["method", *identity, "of ceiling", "worse", *(HEADINGS[metric] for metric in metrics), "s per person"]
+
+    def cells(line: list[Row]) -> list[str]:
+        identities = [find(line, metric="identity", recogniser=name) for name in recognisers]
+        first, shots = identities[0], line[0]["shots"]
+        others = [
+            with_gain(find(line, metric=metric), DIGITS[metric]) if metric in measured else "not available"
+            for metric in metrics
+        ]
+        return [
+            method_label(line[0]),
+            *(with_gain(row, 3) for row in identities),
+            percent(first["fraction_of_ceiling"]),
+            f"{first['worse']} of {first['identities']}" if shots else "–",
+            *others,
+            f"{line[0]['seconds_per_identity']:.1f}" if shots else "–",
+        ]
+
+    return table(headers, [cells(line) for line in lines.values()])
+
+
+def replace_between(text: str, begin: str, end: str, new: str) -> str:
+    """`text` with everything between the two marker lines replaced; missing or swapped markers are an error."""
+    start, stop = text.find(begin), text.find(end)
+    if start < 0 or stop < start:
+        raise DataError(f"the markers '{begin}' and '{end}' are needed, in this order, to know where the table goes")
+    return text[: start + len(begin)] + "\n" + new.strip() + "\n" + text[stop:]
+
+
+def contact_sheet(lines: Sequence[Sequence[tuple[str, Image.Image]]], tile: int = 192) -> Image.Image:
+    """Labelled tiles in rows: each line is a list of (label, square image), resized to `tile` pixels."""
+    from PIL import Image, ImageDraw
+
+    caption, gap = 18, 4
+    width = max(len(line) for line in lines) * (tile + gap) + gap
+    sheet = Image.new("RGB", (width, len(lines) * (tile + caption + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, line in enumerate(lines):
+        for j, (label, image) in enumerate(line):
+            x, y = gap + j * (tile + gap), gap + i * (tile + caption + gap)
+            draw.text((x + 2, y + 3), label, fill="black")
+            sheet.paste(image.convert("RGB").resize((tile, tile), Image.Resampling.BICUBIC), (x, y + caption))
+    return sheet

@@ -1,0 +1,115 @@
+"""What one person is measured on: support, queries, their damage, and who lends photos in the wrong-person control.
+
+Everything is fixed by a seed, the person's name and the files' names: no batch size, order, number of people or
+machine can change an input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metagpen import faces
+from metagpen.errors import DataError
+from metagpen.identities import Episode, People, Photo, fixed_episode
+
+Degrade = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One person's photos: support [K, 3, S, S]; queries [Q, 3, S, S] with landmarks [Q, 5, 2] and file names."""
+
+    person: str
+    support: Tensor
+    queries: Tensor
+    landmarks: Tensor
+    names: tuple[str, ...]
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed from any printable parts, the same on every machine and in every Python."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def generator_of(*parts: Any) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+def derangement(names: Sequence[str], seed: int = 0) -> dict[str, str]:
+    """Who lends photos to whom in the wrong-person control: one cycle through all people, so nobody keeps their own."""
+    if len(names) < 2:
+        raise DataError("the wrong-person control needs at least two people")
+    names = sorted(names)
+    order = [names[i] for i in torch.randperm(len(names), generator=generator_of(seed, "wrong")).tolist()]
+    return dict(zip(order, order[1:] + order[:1]))
+
+
+def load_crop(photo: Photo, size: int) -> tuple[Tensor, Tensor]:
+    """An aligned crop [3, size, size] in [-1, 1] (antialiased bicubic) and its landmarks [5, 2].
+
+    A photo that comes with landmarks is an aligned crop already; any other is detected and aligned first.
+    """
+    if photo.landmarks is None:
+        face = faces.single_face(photo.path, size)
+        return faces.to_tensor(face.image), torch.as_tensor(face.landmarks, dtype=torch.float32)
+    image = faces.load_photo(photo.path)
+    if image.width != image.height:
+        raise DataError(
+            f"{photo.path}: {image.width} x {image.height}; a photo with listed landmarks must be a square aligned crop"
+        )
+    crop = faces.to_tensor(image)[None]
+    if image.width != size:
+        crop = F.interpolate(crop, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    return crop[0], torch.as_tensor(photo.landmarks, dtype=torch.float32).reshape(5, 2) * (size / image.width)
+
+
+def draw(people: People, person: str, shots: int, size: int, seed: int = 0, max_queries: int | None = None) -> Episode:
+    """`shots` support photos in a fixed order, of which fewer shots take the first; the sharp others are queries.
+
+    A query's native crop must have been at least `size` px wide before it was resized, or its truth is no truth;
+    photos of unknown native size are trusted. Raises DataError when fewer than two queries are left.
+    """
+    episode = fixed_episode(people, person, shots, seed, largest=shots)
+    sharp = [photo for photo in episode.query if photo.source_side is None or photo.source_side >= size]
+    if len(sharp) < 2:
+        raise DataError(
+            f"person '{person}': besides {shots} support photos only {len(sharp)} is at least {size} px wide; "
+            "two sharp queries are needed"
+        )
+    return Episode(person, episode.support, sharp[:max_queries])
+
+
+def load_support(people: People, person: str, shots: int, size: int, seed: int = 0) -> Tensor:
+    """The support crops [shots, 3, size, size] of a person."""
+    episode = fixed_episode(people, person, shots, seed, largest=shots)
+    return torch.stack([load_crop(photo, size)[0] for photo in episode.support])
+
+
+def load_task(
+    people: People, person: str, shots: int, size: int, seed: int = 0, max_queries: int | None = None
+) -> Task:
+    """Support and queries of a person at the model's size."""
+    episode = draw(people, person, shots, size, seed, max_queries)
+    crops, landmarks = zip(*(load_crop(photo, size) for photo in episode.query))
+    support = load_support(people, person, shots, size, seed)
+    names = tuple(photo.path.name for photo in episode.query)
+    return Task(person, support, torch.stack(crops), torch.stack(landmarks), names)
+
+
+def damage(task: Task, name: str, degrade: Degrade, seed: int = 0) -> Tensor:
+    """The degraded queries [Q, 3, S, S]; each photo has its own generator. Smaller results are resized back."""
+    degraded = [
+        degrade(query[None], generator_of(seed, "query", name, task.person, file))
+        for query, file in zip(task.queries, task.names)
+    ]
+    size = task.queries.shape[-2:]
+    return torch.cat(
+        [x if x.shape[-2:] == size else F.interpolate(x, size, mode="bicubic").clamp(-1, 1) for x in degraded]
+    )
