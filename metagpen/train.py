@@ -88,6 +88,7 @@ class TrainConfig(Config):
     output_dir: Path = Path("runs/base_128")
     channel_multiplier: float = 1
     narrow: float = 0.25
+    critic_narrow: float = Field(0.125, description="width of the discriminator; its size follows the stage")
     pack_size: int = 128
     degradation: dict[str, Any] = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
     recogniser: str = "embedded"
@@ -226,8 +227,8 @@ class Trainer:
         self.optimiser = torch.optim.Adam(self.trained, lr=self.stage.lr, betas=(self.stage.beta1, 0.99))
         self.critic = self.critic_optimiser = None
         if self.stage.loss.adversarial or self.stage.loss.feature_matching:
-            self.critic = Discriminator(self.stage.size, self.config.channel_multiplier, self.config.narrow,
-                                        ).to(self.device)
+            self.critic = Discriminator(self.stage.size, self.config.channel_multiplier,
+                                        self.config.critic_narrow).to(self.device)
             self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=self.stage.lr_d,
                                                      betas=(self.stage.beta1, 0.99))
 

@@ -1,0 +1,46 @@
+# `make demo` and `make test` set everything up by themselves: a virtual environment in .venv with the
+# tested versions of constraints.txt. They install again only when setup.cfg or constraints.txt changed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= demo_out
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+WANTED := setup.cfg pyproject.toml constraints.txt
+
+.PHONY: demo test lint bench docs setup clean
+
+demo: $(VENV)/.installed
+	$(BIN)/metagpen demo --output-dir $(OUT)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+
+# Measures the figures of README.md and writes them there; needs the shared photos.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/first_light.py
+
+# The reference of the command line, written from its own help texts.
+docs: $(VENV)/.installed
+	$(BIN)/python -m typer metagpen.cli utils docs --name metagpen --title "The command line" --output docs/cli.md
+
+setup: $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lint
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(WANTED) | $(BIN)/python
+	$(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-%: $(WANTED) | $(VENV)/.installed
+	$(PIP) -c constraints.txt -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .ruff_cache

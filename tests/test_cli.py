@@ -1,0 +1,160 @@
+"""The command line: help, exit codes, one-line errors, and what it leaves unimported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+from typer.testing import CliRunner
+
+import metagpen
+from metagpen.cli import app, given_flags, restore_targets
+from metagpen.errors import DataError
+
+COMMANDS = ("demo", "pairs", "train", "adapt", "restore", "evaluate", "compare", "weights")
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def error_line(*arguments: object) -> str:
+    """The one line on stderr of a command that must fail with exit code 1."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+    return result.stderr.strip()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_help_lists_the_commands():
+    output = run("--help").output
+    assert all(command in output for command in COMMANDS)
+
+
+def test_the_reference_in_docs_knows_every_command():
+    text = (REPOSITORY / "docs" / "cli.md").read_text()
+    assert all(f"metagpen {command}" in text for command in COMMANDS)
+
+
+def test_version():
+    result = run("--version")
+    assert result.exit_code == 0 and result.output.strip() == f"metagpen {metagpen.__version__}"
+
+
+def test_an_unknown_flag_is_a_usage_error():
+    assert run("demo", "--stepz", "3").exit_code == 2
+
+
+def test_importing_is_light():
+    """Neither the library nor the command line loads a heavy library before it is used."""
+    heavy = "{'torch', 'torchvision', 'kornia', 'facenet_pytorch', 'lpips', 'matplotlib', 'numpy', 'onnxruntime'}"
+    code = f"import sys, metagpen, metagpen.cli; print(sorted({heavy} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_the_module_runs_and_keeps_the_exit_code(tmp_path):
+    command = [sys.executable, "-m", "metagpen", "adapt", str(tmp_path / "none"), "-o", str(tmp_path / "a.safetensors")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == f"error: {tmp_path / 'none'}: no such photo or folder\n"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_misspelt_key(command, tmp_path):
+    config = tmp_path / "a[b].yml"
+    config.write_text("sed: 3\n")
+    line = error_line(command, "-c", config)
+    assert f"{config}: unknown key 'sed'; did you mean 'seed'?" in line
+
+
+def test_a_misspelt_override(tmp_path):
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    for command in (["train"], ["evaluate"], ["adapt", photo, "-o", tmp_path / "a.safetensors"]):
+        assert "override: unknown key 'sed'; did you mean 'seed'?" in error_line(*command, "-s", "sed=3")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_missing_config(command, tmp_path):
+    assert error_line(command, "-c", tmp_path / "none.yml").endswith("none.yml: no such configuration file")
+
+
+def test_a_missing_config_key():
+    assert "key 'data' is required" in error_line("evaluate")
+
+
+def test_adapt_needs_photos(tmp_path):
+    assert "no photos in this folder" in error_line("adapt", tmp_path, "-o", tmp_path / "ada.safetensors")
+
+
+def test_restore_needs_a_photo(tmp_path):
+    assert "no such photo or folder" in error_line("restore", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png")
+
+
+def test_restore_refuses_to_replace_its_input(tmp_path):
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    assert "would replace the input" in error_line("restore", "-i", photo, "-o", photo)
+    assert "would replace the input" in error_line("restore", "-i", tmp_path, "-o", tmp_path)
+
+
+def test_restore_targets(tmp_path):
+    photos, results = tmp_path / "photos", tmp_path / "results"
+    photos.mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", (8, 8)).save(photos / name)
+    (photos / "notes.txt").write_text("not a photo")
+    assert restore_targets(photos, results) == [
+        (photos / "a.jpg", results / "a.png"),
+        (photos / "b.png", results / "b.png"),
+    ]
+    assert restore_targets(photos / "a.jpg", tmp_path / "new.jpg") == [(photos / "a.jpg", tmp_path / "new.jpg")]
+    assert not results.exists(), "nothing is made before the model is there"
+    results.mkdir()
+    assert restore_targets(photos / "a.jpg", results) == [(photos / "a.jpg", results / "a.png")]
+    Image.new("RGB", (8, 8)).save(photos / "a.png")
+    with pytest.raises(DataError, match="differ only in their suffix"):
+        restore_targets(photos, results)
+
+
+def test_flags_become_overrides():
+    assert given_flags(a=None, b=False, c=3, d=Path("x: [1")) == ["b=false", "c=3", 'd="x: [1"']
+
+
+def test_a_device_that_is_not_there(tmp_path):
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    for device in ("cuda:99", "gpu"):
+        line = error_line("restore", "-i", photo, "-o", tmp_path / "b.png", "--device", device)
+        assert f"device '{device}' is not available here" in line
+
+
+def test_interruption(monkeypatch):
+    def interrupted(album):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metagpen.demo.read_album", interrupted)
+    result = run("demo")
+    assert result.exit_code == 130 and "interrupted" in result.stderr
+
+
+def test_the_demo_names_an_album_that_is_not_there(tmp_path):
+    assert str(tmp_path / "nobody") in error_line("demo", "--album", tmp_path / "nobody", "--output-dir", tmp_path)
+
+
+def test_compare_names_the_face_without_a_truth(tmp_path):
+    for folder, name in (("restored", "a.png"), ("truth", "b.png")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / name)
+    line = error_line("compare", "--restored", tmp_path / "restored", "--truth", tmp_path / "truth")
+    assert "no true face for a.png" in line
