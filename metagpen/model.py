@@ -58,7 +58,8 @@ class MetaGPEN(nn.Module):
     @torch.no_grad()
     def restore(self, images: Tensor) -> Tensor:
         """The generic restoration of aligned faces [B, 3, S, S] in [-1, 1]; same shape, clamped to [-1, 1]."""
-        return self.gpen(images.to(self.device)).clamp(-1, 1)
+        images = images.to(self.device, memory_format=torch.channels_last)  # faster on CPU
+        return self.gpen(images).clamp(-1, 1)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file (temporary first, then renamed): tensors, shapes' arguments and the card."""

@@ -91,7 +91,8 @@ class TrainConfig(Config):
     critic_narrow: float = Field(0.125, description="width of the discriminator; its size follows the stage")
     pack_size: int = 128
     degradation: dict[str, Any] = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
-    recogniser: str = "embedded"
+    recogniser: str = Field("embedded", description="whose embeddings the start reads; users need it too")
+    loss_recogniser: str | None = Field(None, description="the one in the losses; default: the same")
     max_identity_photos: int = 8
     identity_dropout: float = Field(0.2, ge=0, le=1)
     stages: list[Stage] = Field(min_length=1)
@@ -193,22 +194,24 @@ def ema_with_warmup(decay: float) -> Callable[[list[Tensor], list[Tensor], Tenso
 class Trainer:
     """Networks, their moving averages and optimisers, and the step at which they are."""
 
-    def __init__(self, config: TrainConfig, batches: Batches, watched: Batches, recogniser: recognise.Recogniser):
+    def __init__(self, config: TrainConfig, batches: Batches, watched: Batches, identity_dim: int,
+                 in_losses: recognise.Recogniser):
         self.config, self.batches, self.watched = config, batches, watched
-        self.recogniser_loss = RecogniserLoss(recogniser)
+        self.recogniser_loss = RecogniserLoss(in_losses)
         self.device = torch.device(config.device)
         self.folder = Path(config.output_dir)
         self.step = self.stage_index = self.stage_start = 0
         torch.manual_seed(config.seed)
         size = config.stages[0].size
         gpen = GPEN(size, config.channel_multiplier, config.narrow)
-        start = IdentityStart(recogniser.dim, gpen.config.n_latent, gpen.config.style_dim)
-        self._install(MetaGPEN(gpen, start, self._card(recogniser)))
+        start = IdentityStart(identity_dim, gpen.config.n_latent, gpen.config.style_dim)
+        self._install(MetaGPEN(gpen, start, self._card(in_losses)))
 
-    def _card(self, recogniser: recognise.Recogniser) -> dict[str, Any]:
+    def _card(self, in_losses: recognise.Recogniser) -> dict[str, Any]:
         """What goes into the model file about how it was made; `config.card` adds to it."""
         photos = self.batches.photos
-        return {"recogniser": recogniser.name, "people": len(photos.names), "photos": len(photos),
+        return {"recogniser": self.config.recogniser, "loss_recogniser": in_losses.name,
+                "people": len(photos.names), "photos": len(photos),
                 "stages": [stage.model_dump(exclude_defaults=True) for stage in self.config.stages],
                 **self.config.card}
 
@@ -262,8 +265,7 @@ class Trainer:
             if weight.perceptual or weight.identity:
                 perceptual, identity = self.recogniser_loss(restored, batch.truth, batch.landmarks)
                 terms["perceptual"] = weight.perceptual * perceptual.mean()
-                # a face restored without knowing who it is must not be pulled towards an identity it cannot see
-                terms["identity"] = weight.identity * (identity * batch.known).mean()
+                terms["identity"] = weight.identity * identity.mean()
             if self.critic is not None:
                 terms.update(self._adversarial_terms(restored, batch.truth))
         return terms
@@ -432,7 +434,8 @@ def prepare(config: TrainConfig) -> Trainer:
             raise DataError(f"{config.split}: no person of these folders is marked '{name}'")
         photos = pack(parts_of_people[name], config.pack_size, cache, workers=2)
         parts[name] = Batches(photos, embed_all(recogniser, photos, config.bf16, cache), degradation, config)
-    return Trainer(config, parts["train"], parts["val"], recogniser.to(config.device))
+    in_losses = recognise.load(config.loss_recogniser) if config.loss_recogniser else recogniser
+    return Trainer(config, parts["train"], parts["val"], recogniser.dim, in_losses.to(config.device))
 
 
 def train(config: TrainConfig, resume: bool = True) -> Path:

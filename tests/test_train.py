@@ -55,7 +55,8 @@ def test_two_stages_make_a_model_of_the_last_size(config):
     assert sorted(series) == list(range(7))
     assert {"adversarial", "critic", "identity"} <= dict(series[5]).keys()
     assert (config.output_dir / "sheet_000004.png").exists()
-    assert model.card["recogniser"] == "tests" and model.card["people"] == 3
+    assert model.card["recogniser"] == "embedded" and model.card["loss_recogniser"] == "tests"
+    assert (model.card["people"], model.card["photos"]) == (3, 7)
 
 
 @pytest.mark.parametrize("killed_at", [2, 3, 4, 5])
