@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 from . import degrade, recognise
 from .adaptation.loop import mirror
 from .config import Config
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet
 from .faces import to_pil
 from .gpen import GPEN
@@ -45,6 +45,7 @@ from .losses import (
 )
 from .model import MetaGPEN
 from .person.start import IdentityStart
+from .weights import load
 
 
 class LossWeights(Config):
@@ -86,6 +87,7 @@ class TrainConfig(Config):
     data: list[Path]
     split: Path
     output_dir: Path = Path("runs/base_128")
+    init: str | None = Field(None, description="model to begin from instead of random weights, e.g. embedded")
     channel_multiplier: float = 1
     narrow: float = 0.25
     critic_narrow: float = Field(0.125, description="width of the discriminator; its size follows the stage")
@@ -202,10 +204,21 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.step = self.stage_index = self.stage_start = 0
         torch.manual_seed(config.seed)
-        size = config.stages[0].size
-        gpen = GPEN(size, config.channel_multiplier, config.narrow)
-        start = IdentityStart(identity_dim, gpen.config.n_latent, gpen.config.style_dim)
-        self._install(MetaGPEN(gpen, start, self._card(in_losses)))
+        self._install(self._first_model(identity_dim, self._card(in_losses)))
+
+    def _first_model(self, identity_dim: int, card: dict[str, Any]) -> MetaGPEN:
+        """A random model of the first stage's size, or `config.init`, grown to it."""
+        config, size = self.config, self.config.stages[0].size
+        if config.init is None:
+            gpen = GPEN(size, config.channel_multiplier, config.narrow)
+            return MetaGPEN(gpen, IdentityStart(identity_dim, gpen.config.n_latent, gpen.config.style_dim), card)
+        model = load(config.init)
+        start = model.start or IdentityStart(identity_dim, model.gpen.config.n_latent, model.gpen.config.style_dim)
+        if start.embedding_dim != identity_dim:
+            raise ConfigError(f"init: the start of {config.init} reads embeddings of {start.embedding_dim} numbers, "
+                              f"the recogniser '{config.recogniser}' gives {identity_dim}")
+        model = MetaGPEN(model.gpen, start, {**card, "init": model.card}).requires_grad_(True)
+        return grow_to(model, size)
 
     def _card(self, in_losses: recognise.Recogniser) -> dict[str, Any]:
         """What goes into the model file about how it was made; `config.card` adds to it."""
@@ -238,13 +251,8 @@ class Trainer:
     def next_stage(self) -> None:
         """Continue from the averaged weights: grow if the next stage is larger, keep the critic where it fits."""
         self.stage_index, self.stage_start = self.stage_index + 1, self.step
-        model, critic = self.average.module, self.critic
-        while model.size < self.stage.size:
-            model = MetaGPEN(grow(model.gpen), model.start.grow(), model.card)
-        if model.size != self.stage.size:
-            raise DataError(f"stages[{self.stage_index}].size = {self.stage.size} cannot follow {model.size}: sizes "
-                            "may stay or double")
-        self._install(model)
+        critic = self.critic
+        self._install(grow_to(self.average.module, self.stage.size))
         if critic is not None and self.critic is not None:
             inherit(self.critic, critic)
 
@@ -366,10 +374,7 @@ class Trainer:
             raise CheckpointError(f"{path}: was written in stage {state['stage_index']}, the configuration has only "
                                   f"{len(self.config.stages)} stages")
         self.stage_index, self.stage_start, self.step = state["stage_index"], state["stage_start"], state["step"]
-        model = self.model
-        while model.size < self.stage.size:
-            model = MetaGPEN(grow(model.gpen), model.start.grow(), model.card)
-        self._install(model)
+        self._install(grow_to(self.model, self.stage.size))
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -407,6 +412,15 @@ class Trainer:
                                 f"loss {record['l1']:.3f}  {record['photos_per_second']:.0f} photos/s")
         self.save()
         return self.folder / "ema.safetensors"
+
+
+def grow_to(model: MetaGPEN, size: int) -> MetaGPEN:
+    """The model, doubled until it has this size."""
+    while model.size < size:
+        model = MetaGPEN(grow(model.gpen), model.start.grow(), model.card)
+    if model.size != size:
+        raise ConfigError(f"a stage of {size} px cannot follow {model.size} px: sizes may stay or double")
+    return model
 
 
 def inherit(critic: nn.Module, older: nn.Module) -> None:

@@ -83,6 +83,16 @@ def test_killed_and_resumed_equals_uninterrupted(config, monkeypatch, killed_at)
     assert all(torch.equal(resumed[name], value) for name, value in reference.items())
 
 
+def test_beginning_from_a_model_grows_it(config, tmp_path):
+    small = train.prepare(config).average.module
+    path = small.save(tmp_path / "small.safetensors", torch.float32)
+    trainer = train.prepare(config.model_copy(update={"init": str(path), "stages": config.stages[1:]}))
+    assert trainer.model.size == 32 and trainer.model.card["init"]["recogniser"] == "embedded"
+    assert torch.equal(trainer.model.gpen.final_linear[0].weight, small.gpen.final_linear[0].weight)
+    trainer.train_step()
+    assert not torch.equal(trainer.model.gpen.final_linear[0].weight, small.gpen.final_linear[0].weight)
+
+
 def test_interruption_saves_where_it_was(config, monkeypatch):
     step = train.Trainer.train_step
 
@@ -131,7 +141,7 @@ def test_impossible_configurations(config):
         train.TrainConfig.from_dict({"data": ["x"], "split": "y", "stages": [{"size": 16, "stepps": 3}]})
     shrinking = config.model_copy(update={"stages": list(reversed(config.stages))})
     trainer = train.prepare(shrinking)
-    with pytest.raises(DataError, match="sizes may stay or double"):
+    with pytest.raises(ConfigError, match="sizes may stay or double"):
         trainer.next_stage()
     trainer.batches.photos.source_side[:] = 100.0
     with pytest.raises(DataError, match="min_source_side"):
