@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
 
 from . import degrade, recognise
 from .adaptation.loop import mirror
@@ -103,6 +104,7 @@ class TrainConfig(Config):
     device: str = "cpu"
     bf16: bool = True
     threads: int | None = None
+    workers: int = Field(0, ge=0, description="processes that make batches ahead; 0: none, best beside CPU training")
     card: dict[str, Any] = Field({}, description="added to the model's card, e.g. its licence and training data")
     save_every: int = 250
     sheet_every: int = 500
@@ -157,6 +159,16 @@ class Batches:
             picked = others[torch.randperm(len(others), generator=generator)[:count]]
             identity[i] = F.normalize(self.embeddings[picked].mean(0), dim=0)
         return identity, known.float()
+
+
+class Steps(Dataset):
+    """A stage's batches by step, so that worker processes can make them ahead; the order changes nothing."""
+
+    def __init__(self, batches: Batches, stage: Stage):
+        self.batches, self.stage = batches, stage
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.batches.draw(step, self.stage)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -301,8 +313,14 @@ class Trainer:
         self.critic_optimiser.step()
         return {"critic": float(loss.detach())}
 
-    def train_step(self) -> dict[str, float]:
-        batch = self._to_device(self.batches.draw(self.step, self.stage))
+    def upcoming(self) -> Iterator[Batch]:
+        """The batches from here to the stage's end."""
+        rest = range(self.step, self.stage_start + self.stage.steps)
+        return iter(DataLoader(Steps(self.batches, self.stage), batch_size=None, sampler=rest,
+                               num_workers=self.config.workers))
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        batch = self._to_device(batch)
         for group in self.optimiser.param_groups:
             group["lr"] = self._lr()
         restored = self.forward(self.model, batch)
@@ -392,14 +410,17 @@ class Trainer:
                    TimeRemainingColumn())
         with Progress(*columns, console=console) as progress, (self.folder / "log.jsonl").open("a") as log:
             bar = progress.add_task("train", total=total, completed=self.step)
+            upcoming = self.upcoming()
             while True:
                 if self.step - self.stage_start >= self.stage.steps:
                     if self.stage_index + 1 == len(self.config.stages):
                         break
                     self.save()
                     self.next_stage()
+                    upcoming = self.upcoming()
                 began = time.perf_counter()
-                record = {"step": self.step, "size": self.stage.size, "lr": self._lr(), **self.train_step()}
+                record = {"step": self.step, "size": self.stage.size, "lr": self._lr()}
+                record |= self.train_step(next(upcoming))
                 record["photos_per_second"] = self.stage.batch_size / (time.perf_counter() - began)
                 if self.step % self.config.sheet_every == 0:
                     record.update(self.watch())

@@ -69,10 +69,10 @@ def test_killed_and_resumed_equals_uninterrupted(config, monkeypatch, killed_at)
 
     step = train.Trainer.train_step
 
-    def until(trainer):
+    def until(trainer, batch):
         if trainer.step == killed_at:
             raise Killed
-        return step(trainer)
+        return step(trainer, batch)
 
     monkeypatch.setattr(train.Trainer, "train_step", until)
     with pytest.raises(Killed):
@@ -89,17 +89,17 @@ def test_beginning_from_a_model_grows_it(config, tmp_path):
     trainer = train.prepare(config.model_copy(update={"init": str(path), "stages": config.stages[1:]}))
     assert trainer.model.size == 32 and trainer.model.card["init"]["recogniser"] == "embedded"
     assert torch.equal(trainer.model.gpen.final_linear[0].weight, small.gpen.final_linear[0].weight)
-    trainer.train_step()
+    trainer.train_step(next(trainer.upcoming()))
     assert not torch.equal(trainer.model.gpen.final_linear[0].weight, small.gpen.final_linear[0].weight)
 
 
 def test_interruption_saves_where_it_was(config, monkeypatch):
     step = train.Trainer.train_step
 
-    def interrupted(trainer):
+    def interrupted(trainer, batch):
         if trainer.step == 2:
             raise KeyboardInterrupt
-        return step(trainer)
+        return step(trainer, batch)
 
     monkeypatch.setattr(train.Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -121,14 +121,22 @@ def test_people_with_one_photo_have_no_identity_and_others_never_their_own(confi
     assert not torch.equal(batch.truth, batches.draw(1, stage).truth)
 
 
+def test_workers_make_the_same_batches(config):
+    trainer = train.prepare(config)
+    alone = list(trainer.upcoming())
+    trainer.config = config.model_copy(update={"workers": 2})
+    for a, b in zip(alone, trainer.upcoming(), strict=True):
+        assert torch.equal(a.poor, b.poor) and torch.equal(a.identity, b.identity)
+
+
 def test_a_frozen_trunk_stays_as_it_was(config):
     stages = [config.stages[0], config.stages[1].model_copy(update={"train_trunk": False})]
     trainer = train.prepare(config.model_copy(update={"stages": stages}))
     trainer.folder.mkdir(parents=True, exist_ok=True)
     trainer.next_stage()
     before = {k: v.clone() for k, v in trainer.model.gpen.state_dict().items()}
-    for _ in range(2):
-        trainer.train_step()
+    for batch, _ in zip(trainer.upcoming(), range(2)):
+        trainer.train_step(batch)
     changed = {k for k, v in trainer.model.gpen.state_dict().items() if not torch.equal(v, before[k])}
     top = len(trainer.model.gpen.generator.to_rgbs) - 1
     allowed = (f"generator.convs.{2 * top}.", f"generator.convs.{2 * top + 1}.",
