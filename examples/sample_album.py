@@ -45,7 +45,7 @@ def sample_person(model: metagpen.MetaGPEN, recogniser: recognise.Recogniser, al
     portraits = []
     for _ in range(photos):
         one_each = torch.stack([crops[torch.randint(len(crops), (), generator=generator)] for crops in albums])
-        portraits.append(model.gpen(blend(one_each, pixels), offset).clamp(-1, 1)[0])
+        portraits.append(model.gpen(blend(one_each, pixels), offset, model.gate).clamp(-1, 1)[0])
     return torch.stack(portraits)
 
 
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=3)
     parser.add_argument("--photos", type=int, default=7)
     parser.add_argument("--mixed", type=int, default=3, help="people mixed into one")
-    parser.add_argument("--pixels", type=int, default=14, help="side to which the blends are reduced")
-    parser.add_argument("--emphasis", type=float, default=1.3, help="times the start's offset")
+    parser.add_argument("--pixels", type=int, default=24, help="side to which the blends are reduced")
+    parser.add_argument("--emphasis", type=float, default=0.7, help="times the start's offset")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class MetaGPEN(nn.Module):
     def frozen(self) -> MetaGPEN:
         """Itself, in eval mode and without parameter gradients."""
         return self.eval().requires_grad_(False)
+
+    @property
+    def gate(self) -> Callable[[Tensor], Tensor] | None:
+        """How much of a person an input lets in (`IdentityStart.openness`); None, everything, without a start."""
+        return self.start.openness if self.start is not None else None
 
     @torch.no_grad()
     def restore(self, images: Tensor) -> Tensor:

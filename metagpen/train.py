@@ -273,7 +273,8 @@ class Trainer:
     def forward(self, model: MetaGPEN, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             offset = model.start(batch.identity) * batch.known[:, None, None]
-            return model.gpen(batch.poor.contiguous(memory_format=torch.channels_last), offset).float()
+            poor = batch.poor.contiguous(memory_format=torch.channels_last)
+            return model.gpen(poor, offset, model.gate).float()
 
     def losses(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms, each a mean over the batch."""

@@ -24,9 +24,10 @@ def test_batched_people_equal_one_after_the_other(tiny_model, spec):
     model = tiny_model.double()
     parameters = {k: v.double().requires_grad_() for k, v in somebody(model, spec, people=3).items()}
     images = torch.rand(6, 3, model.size, model.size, dtype=torch.float64) * 2 - 1
-    for strength in (1.0, 0.4):
-        fast = personal_forward(model.gpen, images, parameters, spec, strength)
-        plain = personal_forward_reference(model.gpen, images, parameters, strength)
+    torch.nn.init.normal_(model.start.gate.weight)
+    for strength, gate in ((1.0, None), (0.4, model.gate)):
+        fast = personal_forward(model.gpen, images, parameters, spec, strength, gate=gate)
+        plain = personal_forward_reference(model.gpen, images, parameters, strength, gate)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
         gradients = [torch.autograd.grad(y.square().sum(), list(parameters.values())) for y in (fast, plain)]
         for a, b in zip(*gradients, strict=True):
@@ -74,6 +75,16 @@ def test_start_grows_with_the_model():
     assert grown.shape == (2, 6, 16)
     torch.testing.assert_close(grown[:, :4], start(identity))
     torch.testing.assert_close(grown[:, 4], grown[:, 3])
+
+
+def test_a_shut_gate_leaves_the_latents_alone_and_an_open_one_the_offset_whole(tiny_model):
+    images = torch.rand(2, 3, tiny_model.size, tiny_model.size)
+    offset = torch.randn(2, tiny_model.gpen.config.n_latent, 16)
+    with torch.no_grad():
+        tiny_model.start.gate.bias.fill_(-200.0)
+        assert torch.equal(tiny_model.gpen(images, offset, tiny_model.gate), tiny_model.gpen(images))
+        tiny_model.start.gate.bias.fill_(200.0)
+        assert torch.equal(tiny_model.gpen(images, offset, tiny_model.gate), tiny_model.gpen(images, offset))
 
 
 def test_mean_identity_is_a_unit_vector():

@@ -236,7 +236,7 @@ class Objective:
     def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return personal_forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
-                                    self.config.spec, frozen=True).float()
+                                    self.config.spec, frozen=True, gate=self.model.gate).float()
 
     def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, landmarks: Tensor) -> Tensor:
         """The loss of each person [P]."""

@@ -15,6 +15,7 @@ All are differences from the shared model, so zeros mean "nobody", and a strengt
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -26,6 +27,7 @@ from ..gpen import GPEN
 from ..gpen.layers import scaled_leaky_relu
 
 Parameters = dict[str, Tensor]
+Gate = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,13 @@ def encode_prefix(gpen: GPEN, images: Tensor, spec: AdapterSpec) -> list[Tensor]
 
 
 def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: AdapterSpec,
-                     strength: float = 1.0, frozen: bool = False) -> Tensor:
+                     strength: float = 1.0, frozen: bool = False, gate: Gate | None = None) -> Tensor:
     """GPEN with every person's own tail and latents: images [P·B, 3, S, S], person-major -> same shape.
 
     One batch for all people: everything shared runs once over P·B images, the tail as grouped convolutions and batched
     matrix products. `strength` scales the person; 0 is the generic forward pass itself, bit for bit. `frozen`: the
-    shared encoder blocks run without a graph (their output depends on no parameter of a person).
+    shared encoder blocks run without a graph (their output depends on no parameter of a person). `gate`: w [P·B, D] ->
+    share of the latent adapter that each layer gets [P·B, L], as `IdentityStart.openness`; default all of it.
     """
     if strength == 0:
         return gpen(images)
@@ -128,18 +131,19 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     bias = linear.bias + strength * parameters["linear.bias"]
     z = x.flatten(1).unflatten(0, (people, -1)) @ (weight * linear.scale).transpose(1, 2).to(x.dtype)  # [P, B, D]
     z = scaled_leaky_relu(z.flatten(0, 1), bias.repeat_interleave(z.shape[1], dim=0))
-    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, strength))
+    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, strength, gate))
 
 
-def personal_latents(w: Tensor, parameters: Parameters, strength: float = 1.0) -> Tensor:
-    """w [P·B, D] of the images -> w'_l = w + strength · (offset_l + up_l down_l w) [P·B, L, D]."""
+def personal_latents(w: Tensor, parameters: Parameters, strength: float = 1.0, gate: Gate | None = None) -> Tensor:
+    """w [P·B, D] of the images -> w'_l = w + strength · gate_l(w) · (offset_l + up_l down_l w) [P·B, L, D]."""
     people = parameters["latent.offset"].shape[0]
+    share = 1.0 if gate is None else gate(w).unflatten(0, (people, -1))[..., None]  # [P, B, L, 1]
     w = w.unflatten(0, (people, -1))[:, :, None]  # [P, B, 1, D]
     change = parameters["latent.offset"][:, None]
     if "latent.up" in parameters:
         inner = torch.einsum("plrd,pbxd->pblr", parameters["latent.down"].to(w.dtype), w)
         change = change + torch.einsum("pldr,pblr->pbld", parameters["latent.up"].to(w.dtype), inner)
-    return (w + strength * change.to(w.dtype)).flatten(0, 1)
+    return (w + (strength * share * change).to(w.dtype)).flatten(0, 1)
 
 
 def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -152,7 +156,8 @@ def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return x.unflatten(1, (people, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameters, strength: float = 1.0) -> Tensor:
+def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameters, strength: float = 1.0,
+                               gate: Gate | None = None) -> Tensor:
     """The plain twin of `personal_forward`: one person after the other, each with a changed copy of the weights."""
     people = parameters["latent.offset"].shape[0]
     outputs = []
@@ -166,7 +171,7 @@ def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameter
             if name in mine or f"{name}.up" in mine:
                 changed[target] = changed[target] + strength * expand(mine, name, changed[target].shape)[0]
         features, w = torch.func.functional_call(_Encode(gpen), {f"gpen.{k}": v for k, v in changed.items()}, (own,))
-        outputs.append(gpen.decode(features, personal_latents(w, mine, strength)))
+        outputs.append(gpen.decode(features, personal_latents(w, mine, strength, gate)))
     return torch.cat(outputs)
 
 

@@ -56,7 +56,8 @@ class Person:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
             raise PhotoError(f"this model restores aligned faces [B, 3, {size}, {size}], not {tuple(images.shape)}")
         images = images.to(self.model.device, memory_format=torch.channels_last)
-        return personal_forward(self.model.gpen, images, self.parameters, self.spec, strength).clamp(-1, 1)
+        restored = personal_forward(self.model.gpen, images, self.parameters, self.spec, strength, gate=self.model.gate)
+        return restored.clamp(-1, 1)
 
     def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False) -> Image.Image:
         """Restore the face of a photo and paste it back; with `aligned`, the photo is the face's square crop already.

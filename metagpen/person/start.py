@@ -2,6 +2,8 @@
 
 A small hypernetwork maps the mean recogniser embedding of a person's photos to one W+ offset per decoder layer. It is
 trained together with the base, the identity left out part of the time, so it makes zero gradient steps personal.
+Beside it a gate reads from the input's own latent how much the input leaves open: a photo that shows who it is needs
+no help, and would only be pulled away from the truth.
 """
 
 import math
@@ -21,6 +23,13 @@ class IdentityStart(nn.Module):
         self.head = nn.Linear(hidden, n_latent * style_dim)
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(hidden))
         nn.init.zeros_(self.head.bias)
+        self.gate = nn.Linear(style_dim, n_latent)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, 2.0)
+
+    def openness(self, w: Tensor) -> Tensor:
+        """The input's w [B, style_dim] -> share of a personal offset to apply per decoder layer, [B, n_latent]."""
+        return torch.sigmoid(self.gate(w))
 
     def forward(self, identity: Tensor) -> Tensor:
         # unit vectors have components of about 1/sqrt(dim); bring them to unit variance
@@ -36,9 +45,10 @@ class IdentityStart(nn.Module):
         grown = IdentityStart(self.embedding_dim, self.n_latent + 2, self.style_dim, self.hidden)
         with torch.no_grad():
             grown.body.load_state_dict(self.body.state_dict())
-            for mine, old in ((grown.head.weight, self.head.weight), (grown.head.bias, self.head.bias)):
-                layers = old.reshape(self.n_latent, self.style_dim, *old.shape[1:])
-                mine.copy_(torch.cat((layers, layers[-1:], layers[-1:])).reshape(mine.shape))
+            for name, mine in grown.state_dict().items():
+                if name.startswith(("head.", "gate.")):
+                    layers = self.state_dict()[name].unflatten(0, (self.n_latent, -1))
+                    mine.copy_(torch.cat((layers, layers[-1:], layers[-1:])).flatten(0, 1))
         return grown
 
 
