@@ -33,7 +33,7 @@ class AdaptConfig(Config):
     """
 
     steps: int = Field(32, ge=0)
-    batch_size: int = Field(8, gt=0, description="degraded photos per person and step")
+    batch_size: int = Field(4, gt=0, description="degraded photos per person and step")
     optimiser: str = Field("adam", pattern="^(adam|sgd)$")
     lr_latent: float = 1e-2
     lr_tail: float = 1e-3

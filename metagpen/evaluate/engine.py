@@ -33,7 +33,7 @@ METHOD_NAMES = ("input", "generic", "start", "adapt", "zero", "wrong-start", "wr
 
 
 def methods_for(names: Sequence[str], shots: Sequence[int], steps: int) -> list[Method]:
-    """The methods of these names: start and adapt once per number of shots, baseline and control with the most.
+    """The methods of these names: the start once per number of shots, everything that takes steps with the most.
 
     input: the degraded photo itself. generic: the model without a person. start: the identity-conditioned
     start, no steps. adapt: the start and `steps` steps. zero: `steps` steps without the start. wrong-start,
@@ -48,7 +48,7 @@ def methods_for(names: Sequence[str], shots: Sequence[int], steps: int) -> list[
         "input": [Method("input")],
         "generic": [Method("generic")],
         "start": [Method("start", "own", k, 0) for k in descending],
-        "adapt": [Method("adapt", "own", k, steps) for k in descending],
+        "adapt": [Method("adapt", "own", descending[0], steps)],
         "zero": [Method("zero", "own", descending[0], steps, start=False)],
         "wrong-start": [Method("wrong-start", "wrong", descending[0], 0)],
         "wrong-adapt": [Method("wrong-adapt", "wrong", descending[0], steps)],

@@ -131,7 +131,7 @@ def digest(settings: Mapping[str, Any]) -> str:
 def code_fingerprint() -> str:
     """Twelve hex digits of the SHA-256 over all source that can change a number: records never outlive their code."""
     package = Path(__file__).resolve().parents[1]
-    rooms = ("adapt", "degrade", "faces", "gpen", "identities", "losses", "person", "recognise")
+    rooms = ("adaptation", "degrade", "faces", "gpen", "identities", "losses", "person", "recognise")
     files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))] + [package / "model.py"]
     files += [package / "evaluate" / name for name in ("engine.py", "metrics.py", "tasks.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]

@@ -67,7 +67,7 @@ def new_parameters(gpen: GPEN, spec: AdapterSpec, people: int, generator: torch.
     def delta(name: str, rows: int, columns: int, rank: int, shape: tuple[int, ...]) -> Parameters:
         if not rank:
             return {name: zeros(*shape)}
-        down = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+        down = torch.randn(rank, columns, generator=generator) / math.sqrt(rank)  # equalised weights are of order 1
         return {f"{name}.up": zeros(rows, rank), f"{name}.down": down.to(device).repeat(people, 1, 1)}
 
     parameters = {"latent.offset": zeros(latents, dim) if offset is None else offset.detach().clone()}
