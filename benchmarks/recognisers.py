@@ -5,7 +5,7 @@ people of london_512 (neutral against smiling), mean cosines, the cosine between
 16 and 32 pixels, and photos a second on one CPU thread. Photos and weights come from `$METAGPEN_SHARED`, or the
 folder `shared` beside this repository.
 
-    python benchmarks/recognisers.py    # writes benchmarks/results/recognisers.json and the table in docs/recognisers.md
+    python benchmarks/recognisers.py    # writes benchmarks/results/recognisers.json, the table in docs/recognisers.md
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def figures(recogniser: Recogniser, people: People) -> dict[str, float]:
     return row
 
 
-def speed(recogniser: Recogniser, backward: bool, batch: int = 16, rounds: int = 5) -> float:
-    """Photos of 128 px a second, float32, best of some rounds; with `backward`, the gradient to the photo too."""
+def speed(recogniser: Recogniser, backward: bool, batch: int = 16, rounds: int = 25) -> float:
+    """Photos of 128 px a second, float32, best of many rounds; with `backward`, the gradient to the photo too."""
     images = torch.rand(batch, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     best = float("inf")
     for _ in range(rounds):
@@ -89,8 +89,8 @@ def speed(recogniser: Recogniser, backward: bool, batch: int = 16, rounds: int =
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line for each recogniser and data set."""
-    lines = ["| recogniser | parameters | people | right | at 32 px | at 16 px | same / different person | photos a second "
-             "(with gradient) |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| recogniser | parameters | people | right | at 32 px | at 16 px | same / different person "
+             "| photos a second (with gradient) |", "|---|---|---|---|---|---|---|---|"]
     lines += [f"| {r['recogniser']} | {r['parameters'] / 1e6:.2f} M | {r['dataset']} ({r['people']}) "
               f"| {100 * r['accuracy']:.1f} ± {100 * r['standard_error']:.1f} % | {100 * r['accuracy_at_32px']:.1f} % "
               f"| {100 * r['accuracy_at_16px']:.1f} % | {r['cosine_same']:.2f} / {r['cosine_different']:.2f} "

@@ -1,0 +1,64 @@
+"""Similarity warp of FFHQ-style crops onto the five-point template of a recogniser, batched and differentiable.
+
+Five points in the plane are complex numbers, and a similarity without reflection is z -> a z + b. The
+least-squares a and b (what Umeyama's method finds in general) then have a closed form.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# ArcFace's template on its 112 x 112 input: eyes, nose, mouth corners (image left first), x and y in pixels.
+ARCFACE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+
+# Template of face-reidentification-retail-0095 on its 128 px input, as fractions.
+RETAIL = ((0.3156, 0.4616), (0.6827, 0.4616), (0.5003, 0.6405), (0.3495, 0.8247), (0.6534, 0.8247))
+
+
+def arcface(size: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+    """ArcFace's template [5, 2] for an input of (height, width): scaled to the height, centred across.
+
+    So 112 x 112 has the original, and 112 x 96 the same without 8 pixels on either side.
+    """
+    height, width = size
+    scale = height / 112
+    return tuple((x * scale + (width - height) / 2, y * scale) for x, y in ARCFACE)
+
+
+def similarity(source: Tensor, target: Tensor) -> Tensor:
+    """Least-squares similarity that carries `source` points onto `target` points.
+
+    source, target: [B, N, 2] (x, y). Returns [B, 2, 3]: rotation times scale, and translation.
+    """
+    z, w = torch.view_as_complex(source.contiguous()), torch.view_as_complex(target.contiguous())
+    z_mean, w_mean = z.mean(1, keepdim=True), w.mean(1, keepdim=True)
+    z, w = z - z_mean, w - w_mean
+    a = (z.conj() * w).sum(1) / z.abs().square().sum(1)
+    b = w_mean[:, 0] - a * z_mean[:, 0]
+    return torch.stack([torch.stack([a.real, -a.imag, b.real], -1), torch.stack([a.imag, a.real, b.imag], -1)], 1)
+
+
+def warp(images: Tensor, landmarks: Tensor, template: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample crops so that their landmarks meet the template.
+
+    images: [B, 3, H, W]; landmarks: [B, 5, 2] pixels of those images; template: [5, 2] pixels of the
+    output; size: (height, width) of the output. Returns [B, 3, height, width] in the range of `images`,
+    float32, differentiable in the images. Outside the crop the border pixel is repeated.
+    """
+    images, landmarks = images.float(), landmarks.float()
+    inverse = similarity(template.to(landmarks).expand(len(landmarks), -1, -1), landmarks)
+    # Where the output is coarser than the input, sample finer and average, or fine detail would alias.
+    finer = math.ceil(inverse[:, :, 0].norm(dim=1).max().item() - 1e-3)
+    height, width = size[0] * finer, size[1] * finer
+    # theta maps output coordinates in [-1, 1] to input coordinates in [-1, 1]; both count from pixel edges.
+    half_output = torch.tensor([size[1] / 2, size[0] / 2], device=images.device)
+    half_input = torch.tensor([images.shape[-1] / 2, images.shape[-2] / 2], device=images.device)
+    offset = inverse[:, :, 2] + inverse[:, :, :2] @ half_output - half_input
+    theta = torch.cat([inverse[:, :, :2] * half_output, offset[:, :, None]], 2) / half_input[:, None]
+    grid = F.affine_grid(theta, [len(images), images.shape[1], height, width], align_corners=False)
+    out = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.avg_pool2d(out, finer) if finer > 1 else out

@@ -1,0 +1,79 @@
+"""What every recogniser here has in common: align, normalise the pixels, embed, and scale to unit length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..faces.align import FFHQ_LANDMARKS
+from .align import ARCFACE, warp
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network wants to see: size (height, width), template [5, 2] in pixels of that size, and pixels.
+
+    The network receives `pixel_scale * x + pixel_shift` for x in [-1, 1]; blue first when `bgr`.
+    """
+
+    size: tuple[int, int] = (112, 112)
+    template: tuple[tuple[float, float], ...] = ARCFACE
+    pixel_scale: float = 1.0
+    pixel_shift: float = 0.0
+    bgr: bool = False
+
+
+class Recogniser(nn.Module):
+    """A face recogniser: FFHQ-style crops in, unit embeddings out.
+
+    Frozen: in eval mode whatever its parent does, and no parameter asks for gradients; gradients flow to
+    the images. `name` says which one, `dim` is the length of an embedding.
+    """
+
+    def __init__(self, name: str, net: nn.Module, spec: InputSpec, dim: int) -> None:
+        super().__init__()
+        self.name, self.dim, self.spec = name, dim, spec
+        self.net = net
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Recogniser:
+        """Stays in eval mode: batch statistics must never change inside somebody's training loop."""
+        return super().train(False)
+
+    def align(self, crops: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """Crops [B, 3, H, W] in [-1, 1] -> the network's view of them [B, 3, *spec.size], still in [-1, 1] RGB.
+
+        landmarks: [B, 5, 2] pixels of those crops; None takes the mean landmarks of FFHQ-style crops.
+        """
+        if crops.ndim != 4 or crops.shape[1] != 3:
+            raise ValueError(f"crops must be [B, 3, H, W], not {tuple(crops.shape)}")
+        if landmarks is None:
+            side = torch.tensor([crops.shape[-1], crops.shape[-2]])
+            landmarks = (torch.tensor(FFHQ_LANDMARKS, dtype=torch.float32) * side).expand(len(crops), -1, -1)
+        return warp(crops, landmarks.to(crops.device), torch.tensor(self.spec.template), self.spec.size)
+
+    def forward(self, crops: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """Same as `embed`."""
+        return self.embed(crops, landmarks)
+
+    def embed(self, crops: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """Unit embeddings [B, dim], float32, of crops [B, 3, H, W] in [-1, 1]; differentiable in the crops."""
+        return F.normalize(self.net(self._pixels(crops, landmarks)).flatten(1).float(), dim=1)
+
+    def features(self, crops: Tensor, landmarks: Tensor | None = None) -> list[Tensor]:
+        """Intermediate maps [B, C, h, w], shallow to deep, for a perceptual term; differentiable."""
+        return self.net.features(self._pixels(crops, landmarks))
+
+    def perceive(self, crops: Tensor, landmarks: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """(`features`, `embed`) of the crops from one pass; native networks only."""
+        maps, output = self.net.perceive(self._pixels(crops, landmarks))
+        return maps, F.normalize(output.flatten(1).float(), dim=1)
+
+    def _pixels(self, crops: Tensor, landmarks: Tensor | None) -> Tensor:
+        x = self.align(crops, landmarks) * self.spec.pixel_scale + self.spec.pixel_shift
+        x = x.flip(1) if self.spec.bgr else x
+        parameter = next(self.net.parameters(), None)
+        return x if parameter is None else x.to(parameter.dtype)
