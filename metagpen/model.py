@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .gpen import GPEN
 from .person.start import IdentityStart
+from .tensors import write_tensors
 
 FORMAT = "metagpen-model-1"
 
@@ -68,16 +68,11 @@ class MetaGPEN(nn.Module):
         return self.gpen(images).clamp(-1, 1)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-        """Write one safetensors file (temporary first, then renamed): tensors, shapes' arguments and the card."""
-        path = Path(path)
-        tensors = {k: v.detach().cpu().to(dtype).contiguous() for k, v in self.state_dict().items()}
+        """Write one safetensors file: tensors, the arguments that shape them, and the card."""
+        tensors = {k: v.detach().cpu().to(dtype) for k, v in self.state_dict().items()}
         header = {"format": FORMAT, "gpen": json.dumps(self.gpen.config.to_dict()),
                   "start": json.dumps(self.start.config() if self.start else None), "card": json.dumps(self.card)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        save_file(tensors, temporary, metadata=header)
-        temporary.replace(path)
-        return path
+        return write_tensors(path, tensors, header)
 
     @classmethod
     def from_file(cls, path: str | Path) -> MetaGPEN:

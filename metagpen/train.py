@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -46,6 +46,7 @@ from .losses import (
 )
 from .model import MetaGPEN
 from .person.start import IdentityStart
+from .tensors import write_tensors
 from .weights import load
 
 
@@ -192,9 +193,7 @@ def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool
         for index in torch.arange(len(photos)).split(batch):
             parts.append(recogniser.embed(photos.batch(index), photos.landmarks[index]))
     embeddings = torch.cat(parts)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    save_file({"embeddings": embeddings}, file.with_suffix(".part"))
-    file.with_suffix(".part").replace(file)
+    write_tensors(file, {"embeddings": embeddings})
     return embeddings
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from ..errors import DataError
 from ..faces.align import FFHQ_LANDMARKS
 from ..faces.photo import load_photo
+from ..tensors import write_tensors
 from .people import People, Photo
 
 FORMAT = "metagpen-packed-1"  # raise when the contents would differ for the same photos
@@ -111,12 +111,9 @@ def _key(people: People, size: int) -> str:
 
 
 def _write(packed: PackedPhotos, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
     tensors = {"images": packed.images, "person": packed.person, "landmarks": packed.landmarks,
                "source_side": packed.source_side}
-    save_file(tensors, unfinished, metadata={"format": FORMAT, "names": json.dumps(packed.names)})
-    os.replace(unfinished, file)
+    write_tensors(file, tensors, {"format": FORMAT, "names": json.dumps(packed.names)})
 
 
 def _read(file: Path) -> PackedPhotos:

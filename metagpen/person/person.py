@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, PhotoError
 from ..faces import paste_back, single_face, to_pil, to_tensor
 from ..faces.photo import PhotoSource, load_photo
+from ..tensors import write_tensors
 from .adapter import AdapterSpec, Parameters, new_parameters, personal_forward
 
 if TYPE_CHECKING:
@@ -75,14 +75,10 @@ class Person:
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path.with_name(path.name + ".safetensors")
-        tensors = {name: value[0].detach().half().cpu().contiguous() for name, value in self.parameters.items()}
+        tensors = {name: value[0].detach().half().cpu() for name, value in self.parameters.items()}
         header = {"format": FORMAT, "model": self.model.fingerprint, "spec": json.dumps(self.spec.to_dict()),
                   "metadata": json.dumps(self.metadata)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        save_file(tensors, temporary, metadata=header)
-        temporary.replace(path)
-        return path
+        return write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path, model: MetaGPEN) -> Person:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..config import Config
 from ..errors import ConfigError, DataError
 from ..identities import People, Photo, split
+from ..tensors import write_tensors
 from .align import warp
 from .loading import load
 from .recogniser import Recogniser
@@ -402,18 +403,13 @@ def verified(recogniser: Recogniser, people: People) -> dict[str, float]:
 
 def export(config: DistilConfig, trainer: Trainer, path: Path) -> dict[str, float]:
     """Write the averaged student in half precision, with its card, and return its figures on val people."""
-    from safetensors.torch import save_file
-
-    state = {name: value.half().contiguous().cpu() for name, value in trainer.average.state_dict().items()
+    state = {name: value.half().cpu() for name, value in trainer.average.state_dict().items()
              if value.is_floating_point()}
     metadata = card(config, trainer, people_of(config, "train"))
     rounded = {name: value.float() for name, value in state.items()}
     figures = verified(recogniser(rounded, metadata), people_of(config, "val"))
     metadata["accuracy"] = json.dumps({"val": {name: round(value, 4) for name, value in figures.items()}})
-    temporary = path.with_suffix(".tmp")
-    save_file(state, temporary, metadata)
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    write_tensors(path, state, metadata)
     return figures
 
 
