@@ -27,7 +27,7 @@ from .optimise import Adam, sgd, warmup_cosine
 
 
 class AdaptConfig(Config):
-    """How a person is learned. Rates are per kind of tensor; the defaults were chosen on people kept for validation.
+    """How a person is learned. Rates are per kind of tensor; the defaults were checked on four training people only.
 
     `degradation`: parts of the mixture that fresh degradations are drawn from, as in `degrade.by_name("mixed", ...)`.
     """

@@ -1,6 +1,6 @@
 """Perceptual and identity terms, both from one pass of one frozen recogniser.
 
-The recogniser of a loss must never be the one that scores (see docs/evidence): callers pass it in by name.
+The recogniser of a loss must never be the one that scores: callers pass it in.
 """
 
 import torch
