@@ -7,6 +7,7 @@ from reference_gpen import ReferenceGPEN, blur_kernel, skip_up_pad, upfirdn2d
 from torch import Tensor, nn
 
 from metagpen.gpen import GPEN
+from metagpen.gpen.generator import layout
 from metagpen.gpen.layers import Blur, ModulatedConv2d, NoiseInjection, Upsample, blur_reference, down_blur
 
 # size, channel_multiplier, narrow: the widths above 32 px differ from those below from 64 px on
@@ -162,6 +163,19 @@ def test_channels_last_changes_nothing():
     images = images_of(32).double()
     expected = fast(images)
     assert_same(fast(images.to(memory_format=torch.channels_last)), expected, 1e-12)
+
+
+@torch.no_grad()
+def test_one_memory_format_throughout():
+    """A channels_last input stays so up to the decoder's last layer; a mixture would copy at every layer."""
+    fast, _ = pair_of_models(32, 1, 1 / 64)
+    formats = []
+    for layer in fast.generator.convs:
+        layer.register_forward_hook(lambda _, inputs, output: formats.append(layout(output)))
+    for wanted in (torch.channels_last, torch.contiguous_format):
+        fast(images_of(32).to(memory_format=wanted))
+        assert formats == [wanted] * len(fast.generator.convs)
+        formats.clear()
 
 
 def test_double_backward():

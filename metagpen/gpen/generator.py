@@ -50,6 +50,11 @@ class ConstantInput(nn.Module):
         self.input = nn.Parameter(torch.randn(1, channels, size, size))
 
 
+def layout(x: Tensor) -> torch.memory_format:
+    """The memory format of a map [B, C, H, W]."""
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last
+
+
 class Decoder(nn.Module):
     """The StyleGAN2 prior: mapping network and synthesis, the encoder's features in place of noise."""
 
@@ -80,6 +85,7 @@ class Decoder(nn.Module):
         """latents [B, n_latent, style_dim]; features from 4 px up, one per resolution -> image [B, 3, S, S]."""
         w = latents.unbind(dim=1)
         x = self.input.input.expand(latents.shape[0], -1, -1, -1).to(features[0].dtype)
+        x = x.contiguous(memory_format=layout(features[-1]))  # else every layer would mix two layouts, and copy
         x = self.conv1(x, w[0], features[0])
         rgb = self.to_rgb1(x, w[1])
         for i, to_rgb in enumerate(self.to_rgbs):

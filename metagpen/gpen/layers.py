@@ -26,9 +26,14 @@ class FusedLeakyReLU(nn.Module):
 
 
 def scaled_leaky_relu(x: Tensor, bias: Tensor) -> Tensor:
-    """x [B, C, ...], bias [C] (one for all) or [B, C] (one per sample)."""
-    bias = bias.to(x.dtype).reshape(*bias.shape, *[1] * (x.ndim - 2))
-    return F.leaky_relu(x + bias, 0.2) * math.sqrt(2)
+    """x [B, C, ...], bias [C] (one for all) or [B, C] (one per sample).
+
+    The gain goes into the sum and the activation works in place (both allowed: leaky ReLU is homogeneous), which
+    saves two passes over the largest maps.
+    """
+    gain = math.sqrt(2)
+    bias = (gain * bias).to(x.dtype).reshape(*bias.shape, *[1] * (x.ndim - 2))
+    return F.leaky_relu_(torch.add(bias, x, alpha=gain), 0.2)
 
 
 class EqualConv2d(nn.Module):
@@ -138,6 +143,8 @@ class ModulatedConv2d(nn.Module):
         """x [B, in, H, W], w [B, style_dim] -> [B, out, H, W], or twice the size with `upsample`."""
         style = self.modulation(w)  # [B, in]
         weight = self.weight[0] * self.scale  # [out, in, k, k]
+        if not (self.padding or self.demodulate or self.upsample):  # ToRGB: few outputs, so scale the weight, not x
+            return pointwise(x, weight[None, :, :, 0, 0] * style[:, None])
         x = x * style.to(x.dtype)[:, :, None, None]
         if self.upsample:
             x = self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
@@ -162,6 +169,12 @@ class ModulatedConv2d(nn.Module):
             return blur_reference(x, self.blur.kernel, self.blur.pad)
         x = F.conv2d(x, weight.flatten(0, 1), padding=self.padding, groups=batch)
         return x.reshape(batch, -1, height, width)
+
+
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 convolution with one weight [B, out, in] per sample, as a matrix product over pixels."""
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # a view when x is channels_last
+    return (pixels @ weight.transpose(1, 2).to(x.dtype)).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class NoiseInjection(nn.Module):
