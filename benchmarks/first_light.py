@@ -27,6 +27,7 @@ from metagpen.evaluate.engine import evaluate_people, methods_for, named_degrada
 from metagpen.evaluate.protocol import Evaluation, load_people, preview_path
 from metagpen.evaluate.tasks import damage, load_task
 from metagpen.identities import People
+from metagpen.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
@@ -193,6 +194,7 @@ def write_picture(model: metagpen.MetaGPEN, seed: int) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="checkpoint or name; default: the embedded model")
     parser.add_argument("--max-people", type=int, help="only the first people")

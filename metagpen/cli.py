@@ -18,6 +18,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from .errors import DataError, MetagpenError
+from .memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from .demo import DemoResult
@@ -57,6 +58,7 @@ Seed = Annotated[int, typer.Option(help="Fixes every random draw.")]
 
 def main() -> None:
     """Entry point of the `metagpen` script."""
+    keep_freed_memory()
     app(prog_name="metagpen")
 
 
@@ -227,6 +229,33 @@ def compare(
     out.print(table)
     if output:
         write_text(output, json.dumps(figures, indent=1) + "\n")
+
+
+@app.command("mine-identities")
+def mine_identities(
+    photos: Annotated[Path, typer.Argument(help="Folder of aligned faces (FFHQ, say); sub-folders are searched too.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write: file (below the folder), id.")],
+    recogniser: Annotated[str, typer.Option(help="'embedded' or a recogniser's file.")] = "embedded",
+    threshold: Annotated[
+        float | None, typer.Option(help="Mean cosine that makes two groups one [0.55 for up to 1000 photos, embedded].")
+    ] = None,
+    min_photos: Annotated[int, typer.Option(min=1, help="Leave out people with fewer photos.")] = 2,
+    num_workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 1,
+    device: Device = "auto",
+) -> None:
+    """Group photos of unnamed people by a recogniser, so that FFHQ has people with several photos."""
+    from . import identities, recognise
+
+    files = identities.find_photos(photos)
+    cosine = identities.validated_threshold(recogniser, len(files)) if threshold is None else threshold
+    where = pick_device(device)
+    embed = recognise.load(recogniser, device=where).embed
+    found = identities.mine_identities(
+        map(identities.Photo, files), embed, cosine, workers=num_workers, device=where, progress=True
+    ).min_photos(min_photos)
+    identities.write_groups(found, photos, output)
+    shown = sum(map(len, found.values()))
+    out.print(f"{len(found)} people with {min_photos} photos or more ({shown} of {len(files)}): {output.resolve()}")
 
 
 @app.command()
