@@ -59,7 +59,7 @@ def load_crop(photo: Photo, size: int) -> tuple[Tensor, Tensor]:
     if photo.landmarks is None:
         face = faces.single_face(photo.path, size)
         return faces.to_tensor(face.image), torch.as_tensor(face.landmarks, dtype=torch.float32)
-    image = faces.load_photo(photo.path)
+    image = photo.load()
     if image.width != image.height:
         raise DataError(
             f"{photo.path}: {image.width} x {image.height}; a photo with listed landmarks must be a square aligned crop"

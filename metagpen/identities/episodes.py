@@ -13,7 +13,7 @@ from .people import People, Photo
 
 @dataclass(frozen=True)
 class Episode:
-    """One few-shot task: support and query are photos of the same person and share none."""
+    """One few-shot task: support and query are photos of the same person and share none (but see `self_episode`)."""
 
     person: str
     support: list[Photo]
@@ -37,6 +37,22 @@ def episode(people: People, shots: int, queries: int, generator: torch.Generator
     order = torch.randperm(len(photos), generator=generator)[:shots + queries].tolist()
     drawn = [photos[i] for i in order]
     return Episode(person, drawn[:shots], drawn[shots:])
+
+
+def self_episode(people: People, generator: torch.Generator) -> Episode:
+    """Draws one photo that is support and query at once: an episode of a person with a single photo (FFHQ).
+
+    For training only, where support and query are degraded independently: it teaches to carry detail over, not to
+    recognise a person in another photo, and a judgement by it would reward copying. People are drawn uniformly,
+    whatever their number of photos. Raises DataError when there is nobody.
+    """
+    if not people:
+        raise DataError(f"{people} is empty; nobody can be drawn")
+    names = list(people)
+    person = names[int(torch.randint(len(names), (), generator=generator))]
+    photos = people[person]
+    photo = photos[int(torch.randint(len(photos), (), generator=generator))]
+    return Episode(person, [photo], [photo])
 
 
 def fixed_episode(people: People, person: str, shots: int, seed: int = 0, largest: int = 8,

@@ -16,7 +16,6 @@ from safetensors import safe_open
 
 from ..errors import DataError
 from ..faces.align import FFHQ_LANDMARKS
-from ..faces.photo import load_photo
 from ..tensors import write_tensors
 from .people import People, Photo
 
@@ -72,32 +71,53 @@ def pack(people: People, size: int, cache_dir: str | os.PathLike | None = None,
     return _read(file)
 
 
+def decode(photo: Photo, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [size, size, 3] and landmarks [5, 2] in them (the mean FFHQ ones where none are known).
+
+    Raises PhotoError for an unreadable photo, DataError for one that is not square.
+    """
+    image = photo.load()
+    side = image.width
+    if image.height != side:
+        raise DataError(f"'{photo.path}' is {side}x{image.height}; only aligned, square crops are packed")
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image), scaled_landmarks(photo, side, size)
+
+
+def scaled_landmarks(photo: Photo, side: int, size: int) -> np.ndarray:
+    """Landmarks [5, 2] of a crop of `side` pixels in the pixels of one of `size`."""
+    return FFHQ_LANDMARKS * size if photo.landmarks is None else photo.landmarks * (size / side)
+
+
+def source_sides(photos: list[Photo]) -> torch.Tensor:
+    """Native crop sides in pixels, float32 [N], NaN where unknown."""
+    return torch.tensor([float("nan") if p.source_side is None else p.source_side for p in photos],
+                        dtype=torch.float32)
+
+
+def person_index(people: People) -> torch.Tensor:
+    """Whom each photo shows, int64 [N], as positions in list(people)."""
+    return torch.repeat_interleave(torch.tensor([len(photos) for photos in people.values()]))
+
+
 def _decode(people: People, photos: list[Photo], size: int, workers: int) -> PackedPhotos:
     count = len(photos)
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     landmarks = np.empty((count, 5, 2), dtype=np.float32)
 
     def fill(i: int) -> None:
-        image = load_photo(photos[i].path)
-        side = image.width
-        if image.height != side:
-            raise DataError(f"'{photos[i].path}' is {side}x{image.height}; only aligned, square crops are packed")
-        if side != size:
-            image = image.resize((size, size), Image.Resampling.LANCZOS)
-        images[i] = np.asarray(image)
-        known = photos[i].landmarks
-        landmarks[i] = FFHQ_LANDMARKS * size if known is None else known * (size / side)
+        images[i], landmarks[i] = decode(photos[i], size)
 
     with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
         for _ in pool.map(fill, range(count)):
             pass
     return PackedPhotos(
         images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
-        person=torch.repeat_interleave(torch.tensor([len(p) for p in people.values()])),
+        person=person_index(people),
         names=list(people),
         landmarks=torch.from_numpy(landmarks),
-        source_side=torch.tensor([float("nan") if p.source_side is None else p.source_side for p in photos],
-                                 dtype=torch.float32),
+        source_side=source_sides(photos),
     )
 
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..errors import DataError
-from ..faces.photo import PHOTO_SUFFIXES
+from ..faces.photo import PHOTO_SUFFIXES, load_photo
 
 MANIFEST = "manifest.csv"
 LANDMARK_COLUMNS = [f"{axis}{i}" for i in range(5) for axis in "xy"]
@@ -36,7 +38,16 @@ class Photo:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file's bytes, read on first use."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        with self.open() as stream:
+            return hashlib.sha256(stream.read()).hexdigest()
+
+    def open(self) -> BinaryIO:
+        """The file's bytes as a stream to be closed by the caller."""
+        return open(self.path, "rb")
+
+    def load(self) -> Image.Image:
+        """The picture, upright RGB. Raises PhotoError when it cannot be read."""
+        return load_photo(self.path)
 
 
 class People(Mapping[str, tuple[Photo, ...]]):
@@ -275,11 +286,15 @@ def _read_manifest(root: Path) -> dict[str, tuple[np.ndarray | None, float | Non
         if person and person != Path(path).parent.as_posix():
             raise DataError(f"{file}, row {number}: id '{person}' is not the folder of '{path}'")
         side = _number(row, "src_crop_side_px", file, number)
-        values = [_number(row, column, file, number) for column in LANDMARK_COLUMNS]
-        if None in values and any(v is not None for v in values):
-            raise DataError(f"{file}, row {number}: give all ten landmark columns {LANDMARK_COLUMNS} or none")
-        known[path] = (None if None in values else np.array(values).reshape(5, 2), side)
+        known[path] = (_landmarks(row, file, number), side)
     return known
+
+
+def _landmarks(row: dict[str, str], file: Path, number: int) -> np.ndarray | None:
+    values = [_number(row, column, file, number) for column in LANDMARK_COLUMNS]
+    if None in values and any(v is not None for v in values):
+        raise DataError(f"{file}, row {number}: give all ten landmark columns {LANDMARK_COLUMNS} or none")
+    return None if None in values else np.array(values).reshape(5, 2)
 
 
 def _number(row: dict[str, str], column: str, file: Path, number: int) -> float | None:

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from ..config import Config
@@ -82,8 +81,7 @@ def read_photo(photo: Photo) -> tuple[Tensor, Tensor]:
     """Photo [3, H, W] uint8 and landmarks [5, 2] in its pixels."""
     if photo.landmarks is None:
         raise DataError(f"{photo.path}: no landmarks in the manifest")
-    with Image.open(photo.path) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(photo.load())).permute(2, 0, 1)
     return pixels, torch.as_tensor(photo.landmarks, dtype=torch.float32)
 
 
