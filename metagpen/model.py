@@ -14,22 +14,25 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .gpen import GPEN
+from .person.rule import InnerRule
 from .person.start import IdentityStart
 from .tensors import write_tensors
 
-FORMAT = "metagpen-model-1"
+FORMAT = "metagpen-model-2"
 
 
 class MetaGPEN(nn.Module):
-    """`gpen` restores; `start` (or None) turns an identity into the first guess of a person's latent adapter.
+    """`gpen` restores; `start` (or None) turns an identity into the first guess of a person's latent adapter; `rule`
+    (or None) is what an outer loop learned about the steps from there.
 
     `card`: what a user should know: training data, cost, licence, the recogniser that `start` understands.
     Frozen once loaded: adaptation returns a `Person` and never changes these weights.
     """
 
-    def __init__(self, gpen: GPEN, start: IdentityStart | None = None, card: dict[str, Any] | None = None):
+    def __init__(self, gpen: GPEN, start: IdentityStart | None = None, card: dict[str, Any] | None = None,
+                 rule: InnerRule | None = None):
         super().__init__()
-        self.gpen, self.start, self.card = gpen, start, dict(card or {})
+        self.gpen, self.start, self.rule, self.card = gpen, start, rule, dict(card or {})
         self._fingerprint: str | None = None
 
     @property
@@ -58,8 +61,8 @@ class MetaGPEN(nn.Module):
 
     @property
     def gate(self) -> Callable[[Tensor], Tensor] | None:
-        """How much of a person an input lets in (`IdentityStart.openness`); None, everything, without a start."""
-        return self.start.openness if self.start is not None else None
+        """How much of a person an input lets in (`person.start.Gate`); None, everything, without a start."""
+        return self.start.gate if self.start is not None else None
 
     @torch.no_grad()
     def restore(self, images: Tensor) -> Tensor:
@@ -71,7 +74,8 @@ class MetaGPEN(nn.Module):
         """Write one safetensors file: tensors, the arguments that shape them, and the card."""
         tensors = {k: v.detach().cpu().to(dtype) for k, v in self.state_dict().items()}
         header = {"format": FORMAT, "gpen": json.dumps(self.gpen.config.to_dict()),
-                  "start": json.dumps(self.start.config() if self.start else None), "card": json.dumps(self.card)}
+                  "start": json.dumps(self.start.config() if self.start else None),
+                  "rule": json.dumps(self.rule.to_dict() if self.rule else None), "card": json.dumps(self.card)}
         return write_tensors(path, tensors, header)
 
     @classmethod
@@ -86,8 +90,9 @@ class MetaGPEN(nn.Module):
         if header.get("format") != FORMAT:
             raise CheckpointError(f"{path}: a safetensors file, but not a metagpen model (format "
                                   f"{header.get('format')!r}, expected {FORMAT!r})")
-        start = json.loads(header["start"])
-        model = cls(GPEN(**json.loads(header["gpen"])), IdentityStart(**start) if start else None,
-                    json.loads(header["card"]))
+        start, rule = json.loads(header["start"]), json.loads(header.get("rule", "null"))
+        gpen = GPEN(**json.loads(header["gpen"]))
+        model = cls(gpen, IdentityStart(**start) if start else None, json.loads(header["card"]),
+                    InnerRule.from_dict(gpen, rule) if rule else None)
         model.load_state_dict(tensors)
         return model

@@ -51,7 +51,8 @@ from .weights import load
 
 
 class LossWeights(Config):
-    """Weights of the terms; a term of weight 0 is not computed."""
+    """Weights of the terms; a term of weight 0 is not computed. Beside them, wherever the recogniser looks anyway, the
+    gate's estimate of the severity learns with weight 1: nothing else depends on its weights."""
 
     l1: float = 1.0
     gradient: float = 0.0
@@ -88,6 +89,7 @@ class TrainConfig(Config):
 
     data: list[Path]
     split: Path
+    layout: str = Field("folder", description="of `data`: folder, celeba_hq, celeba, ffhq, lfw, grouped or shards")
     output_dir: Path = Path("runs/base_128")
     init: str | None = Field(None, description="model to begin from instead of random weights, e.g. embedded")
     channel_multiplier: float = 1
@@ -283,9 +285,10 @@ class Trainer:
             terms["gradient"] = weight.gradient * gradient_l1(restored, batch.truth).mean()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             if weight.perceptual or weight.identity:
-                perceptual, identity = self.recogniser_loss(restored, batch.truth, batch.landmarks)
-                terms["perceptual"] = weight.perceptual * perceptual.mean()
-                terms["identity"] = weight.identity * identity.mean()
+                seen = self.recogniser_loss(restored, batch.truth, batch.landmarks, batch.poor)
+                terms["perceptual"] = weight.perceptual * seen.perceptual.mean()
+                terms["identity"] = weight.identity * seen.identity.mean()
+                terms["severity"] = F.mse_loss(self.model.gate.severity(batch.poor), seen.lost)
             if self.critic is not None:
                 terms.update(self._adversarial_terms(restored, batch.truth))
         return terms
@@ -358,8 +361,8 @@ class Trainer:
         outputs = {"generic": self.forward(model, nobody), "start": self.forward(model, somebody)}
         figures = {}
         for name, restored in outputs.items():
-            _, identity = self.recogniser_loss(restored, batch.truth, batch.landmarks)
-            figures[f"{name}_cosine"] = float(1 - identity.mean())
+            seen = self.recogniser_loss(restored, batch.truth, batch.landmarks)
+            figures[f"{name}_cosine"] = float(1 - seen.identity.mean())
             mse = (restored.clamp(-1, 1) - batch.truth).square().mean(dim=(1, 2, 3)) / 4
             figures[f"{name}_psnr"] = float(-10 * mse.log10().mean())
         columns = {"input": batch.poor, **outputs, "truth": batch.truth}
@@ -460,7 +463,7 @@ def inherit(critic: nn.Module, older: nn.Module) -> None:
 
 def prepare(config: TrainConfig) -> Trainer:
     """Read and pack the photos, embed them, and build the trainer."""
-    parts_of_people = split(load_people(*config.data), config.split)
+    parts_of_people = split(load_people(*config.data, layout=config.layout), config.split)
     recogniser = recognise.load(config.recogniser)
     degradation = degrade.by_name("mixed", **config.degradation)
     parts, cache = {}, Path(config.output_dir) / "cache"

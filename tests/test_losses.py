@@ -24,14 +24,40 @@ def test_pixel_terms():
 def test_recogniser_terms_vanish_for_the_truth_and_have_gradients_elsewhere(tiny_recogniser):
     truth = torch.rand(3, 3, 16, 16) * 2 - 1
     loss = RecogniserLoss(tiny_recogniser)
-    perceptual, identity = loss(truth, truth)
+    perceptual, identity, _ = loss(truth, truth)
     torch.testing.assert_close(perceptual, torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(identity, torch.zeros(3), atol=1e-6, rtol=0)
     other = (-truth).requires_grad_()
-    perceptual, identity = loss(other, truth)
+    perceptual, identity, _ = loss(other, truth)
     assert perceptual.min() > 0 and (identity >= 0).all() and (identity <= 2).all()
     gradient, = torch.autograd.grad((perceptual + identity).sum(), other)
     assert gradient.abs().sum() > 0
+
+
+def test_identity_counts_by_what_the_degradation_took_away(tiny_recogniser):
+    truth, restored, poor = (torch.rand(3, 3, 16, 16) * 2 - 1 for _ in range(3))
+    loss = RecogniserLoss(tiny_recogniser)
+    perceptual, identity, nothing = loss(restored, truth)
+    same, weighted, found = loss(restored, truth, poor=poor)
+    lost = 1 - (tiny_recogniser.embed(poor) * tiny_recogniser.embed(truth)).sum(dim=1)
+    assert lost.min() > 0 and nothing is None
+    torch.testing.assert_close(found, lost)
+    torch.testing.assert_close(same, perceptual)
+    torch.testing.assert_close(weighted, identity * lost)
+    nothing_lost = loss(restored, truth, poor=truth).identity
+    torch.testing.assert_close(nothing_lost, torch.zeros(3), atol=1e-6, rtol=0)
+
+
+def test_recogniser_terms_do_not_see_colours(tiny_recogniser):
+    """A change of colour that leaves the brightness alone costs nothing and has no gradient that would ask for it."""
+    truth = torch.rand(2, 3, 16, 16) - 0.5
+    tinted = (truth + 0.2 * torch.tensor([1.0, 0.0, -0.299 / 0.114])[:, None, None]).requires_grad_()
+    perceptual, identity, _ = RecogniserLoss(tiny_recogniser)(tinted, truth)
+    torch.testing.assert_close(perceptual + identity, torch.zeros(2), atol=1e-5, rtol=0)
+    other = torch.rand(2, 3, 16, 16, requires_grad=True)
+    gradient, = torch.autograd.grad(sum(RecogniserLoss(tiny_recogniser)(other, truth)[:2]).sum(), other)
+    weights = torch.tensor((0.299, 0.587, 0.114))[:, None, None]
+    torch.testing.assert_close(gradient / weights, (gradient / weights)[:, :1].expand_as(gradient))
 
 
 def test_adversarial_terms():

@@ -24,7 +24,7 @@ def test_batched_people_equal_one_after_the_other(tiny_model, spec):
     model = tiny_model.double()
     parameters = {k: v.double().requires_grad_() for k, v in somebody(model, spec, people=3).items()}
     images = torch.rand(6, 3, model.size, model.size, dtype=torch.float64) * 2 - 1
-    torch.nn.init.normal_(model.start.gate.weight)
+    torch.nn.init.normal_(model.start.gate.centre)
     for strength, gate in ((1.0, None), (0.4, model.gate)):
         fast = personal_forward(model.gpen, images, parameters, spec, strength, gate=gate)
         plain = personal_forward_reference(model.gpen, images, parameters, strength, gate)
@@ -81,9 +81,9 @@ def test_a_shut_gate_leaves_the_latents_alone_and_an_open_one_the_offset_whole(t
     images = torch.rand(2, 3, tiny_model.size, tiny_model.size)
     offset = torch.randn(2, tiny_model.gpen.config.n_latent, 16)
     with torch.no_grad():
-        tiny_model.start.gate.bias.fill_(-200.0)
+        tiny_model.start.gate.centre.fill_(200.0)
         assert torch.equal(tiny_model.gpen(images, offset, tiny_model.gate), tiny_model.gpen(images))
-        tiny_model.start.gate.bias.fill_(200.0)
+        tiny_model.start.gate.centre.fill_(-200.0)
         assert torch.equal(tiny_model.gpen(images, offset, tiny_model.gate), tiny_model.gpen(images, offset))
 
 

@@ -45,7 +45,7 @@ def refine_one(model: MetaGPEN, own: Album, parameters: Parameters, config: Adap
         truth, poor, landmarks = draw([own], objective.degradation, config, [generator])
         parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         restored = objective.restore(parameters, poor)
-        loss = objective.terms(parameters, restored, truth, landmarks).sum()
+        loss = objective.terms(parameters, restored, truth, poor, landmarks).sum()
         loss = loss + config.adversarial * generator_loss(critic(restored)).mean()
         gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
         rates = {name: config.eta_min * rate(name, config) for name in parameters}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -23,7 +23,7 @@ from ..losses import RecogniserLoss, gradient_l1, l1
 from ..model import MetaGPEN
 from ..person import AdapterSpec, Parameters, Person, mean_identity, new_parameters, personal_forward
 from . import adversarial
-from .optimise import Adam, sgd, warmup_cosine
+from .optimise import Optimiser, new_optimiser, warmup_cosine
 
 
 class AdaptConfig(Config):
@@ -50,6 +50,8 @@ class AdaptConfig(Config):
     tail_rank: int = 8
     latent_rank: int = 0
     start: bool = True
+    rule: bool = Field(True, description="follow the model's learned inner rule, if it has one, in place of the "
+                                         "optimiser, rates, spec and initial values given here")
     seed: int = 0
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     people_per_batch: int = Field(8, gt=0)
@@ -60,6 +62,12 @@ class AdaptConfig(Config):
     @property
     def spec(self) -> AdapterSpec:
         return AdapterSpec(self.tail_blocks, self.tail_rank, self.latent_rank)
+
+    def for_model(self, model: MetaGPEN) -> AdaptConfig:
+        """With what the model's learned rule, if it is to be followed, says in the place of what stands here."""
+        if not (self.rule and model.rule is not None):
+            return self.model_copy(update={"rule": False})
+        return self.model_copy(update={**model.rule.spec.to_dict(), "optimiser": model.rule.config.optimiser})
 
 
 @dataclass
@@ -129,6 +137,7 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSour
     people = iter(people)
     if config.adversarial_steps and critic is None:
         raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
+    config = config.for_model(model)
     recogniser = recogniser or default_recogniser(model, config)
     while group := list(islice(people, config.people_per_batch)):
         albums = [album(photos, model.size, model.device) for _, photos in group]
@@ -172,25 +181,51 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     """The inner loop for P people at once; parameters with leading dimension P, detached."""
     offset = start_offset(model, albums, recogniser) if config.start and model.start is not None else None
     generator = torch.Generator().manual_seed(config.seed)
-    parameters = new_parameters(model.gpen, config.spec, len(albums), generator, offset)
-    objective = Objective(model, config, recogniser, offset)
+    parameters = begin(model, config, len(albums), generator, offset)
+    objective = Objective(model, config, recogniser, parameters["latent.offset"])
     batches = [torch.Generator().manual_seed(config.seed + 1) for _ in albums]  # everybody draws alone
-    optimiser = Adam() if config.optimiser == "adam" else sgd
+    optimiser = new_optimiser(config.optimiser)
     columns = (TextColumn("adapting"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
                TimeRemainingColumn())
     with Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("", total=config.steps, loss=float("nan"))
         for step in range(config.steps):
             support = draw(albums, objective.degradation, config, batches)
-            parameters = {name: value.requires_grad_() for name, value in parameters.items()}
-            loss = objective(parameters, *support)  # [P]
-            gradients = dict(zip(parameters, torch.autograd.grad(loss.sum(), list(parameters.values())), strict=True))
-            factor = warmup_cosine(step, config.steps, config.warmup, config.eta_min)
-            rates = {name: factor * rate(name, config) for name in parameters}
-            with torch.no_grad():
-                parameters = optimiser(parameters, gradients, rates)
+            parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+            parameters, loss = inner_step(objective, parameters, support, step_rates(model, config, step, parameters),
+                                          optimiser)
             bar.update(task, advance=1, loss=float(loss.detach().mean()))
     return {name: value.detach() for name, value in parameters.items()}
+
+
+def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Generator,
+          offset: Tensor | None) -> Parameters:
+    """Where `people` people begin, detached: as the learned rule says, or with zeros beside the start's offset."""
+    if not config.rule:
+        return new_parameters(model.gpen, config.spec, people, generator, offset)
+    return {name: value.detach().clone() for name, value in model.rule.begin(people, offset).items()}
+
+
+def step_rates(model: MetaGPEN, config: AdaptConfig, step: int, names: Iterable[str]) -> dict[str, Tensor | float]:
+    """Rates of an inner step: the learned rule's, or those of the configuration with warm-up and cosine."""
+    if config.rule:
+        return {name: value.detach() for name, value in model.rule.rates(step).items()}
+    factor = warmup_cosine(step, config.steps, config.warmup, config.eta_min)
+    return {name: factor * rate(name, config) for name in names}
+
+
+def inner_step(objective: Callable[..., Tensor], parameters: Parameters, support: Any,
+               rates: Mapping[str, Tensor | float], optimiser: Optimiser,
+               create_graph: bool = False) -> tuple[Parameters, Tensor]:
+    """One step of every person at once: (parameters after it, loss before it [P]).
+
+    Only tensors that have a rate move. The result stays connected to parameters and rates; `create_graph` also
+    connects the gradients, for second derivatives.
+    """
+    loss = objective(parameters, *support)
+    found = torch.autograd.grad(loss.sum(), [parameters[name] for name in rates], create_graph=create_graph)
+    moved = optimiser({name: parameters[name] for name in rates}, dict(zip(rates, found, strict=True)), rates)
+    return {**parameters, **moved}, loss
 
 
 def rate(name: str, config: AdaptConfig) -> float:
@@ -238,7 +273,7 @@ class Objective:
             return personal_forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
                                     self.config.spec, frozen=True, gate=self.model.gate).float()
 
-    def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, landmarks: Tensor) -> Tensor:
+    def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
         """The loss of each person [P]."""
         config = self.config
         loss = config.l1 * l1(restored, truth)
@@ -246,14 +281,14 @@ class Objective:
             loss = loss + config.gradient * gradient_l1(restored, truth)
         if config.perceptual or config.identity:
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
-                perceptual, identity = self.recogniser_loss(restored, truth, landmarks)
-            loss = loss + config.perceptual * perceptual + config.identity * identity
+                seen = self.recogniser_loss(restored, truth, landmarks, poor)
+            loss = loss + config.perceptual * seen.perceptual + config.identity * seen.identity
         moved = parameters["latent.offset"] - (0 if self.origin is None else self.origin)
         people = moved.shape[0]
         return loss.unflatten(0, (people, -1)).mean(dim=1) + config.latent_norm * moved.square().mean(dim=(1, 2))
 
     def __call__(self, parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
-        return self.terms(parameters, self.restore(parameters, poor), truth, landmarks)
+        return self.terms(parameters, self.restore(parameters, poor), truth, poor, landmarks)
 
 
 def has_bf16(device: torch.device) -> bool:

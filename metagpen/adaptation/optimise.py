@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
+Rates = Mapping[str, Tensor | float]
+Optimiser = Callable[[Parameters, Mapping[str, Tensor], Rates], Parameters]
 BETAS, EPS = (0.9, 0.99), 1e-8
 
 
-def sgd(parameters: Parameters, gradients: Mapping[str, Tensor], rates: Mapping[str, float]) -> Parameters:
+def sgd(parameters: Parameters, gradients: Mapping[str, Tensor], rates: Rates) -> Parameters:
     """θ - rate · g, a rate for each tensor."""
     return {name: value - rates[name] * gradients[name] for name, value in parameters.items()}
 
@@ -26,7 +28,7 @@ class Adam:
         self.square: dict[str, Tensor] = {}
 
     def __call__(self, parameters: Parameters, gradients: Mapping[str, Tensor],
-                 rates: Mapping[str, float]) -> Parameters:
+                 rates: Rates) -> Parameters:
         self.step += 1
         first, second = BETAS
         updated = {}
@@ -37,6 +39,11 @@ class Adam:
             direction = m / (1 - first**self.step) / ((s / (1 - second**self.step)).sqrt() + EPS)
             updated[name] = value - rates[name] * direction
         return updated
+
+
+def new_optimiser(name: str) -> Optimiser:
+    """"adam" (with a memory of its own) or "sgd"."""
+    return Adam() if name == "adam" else sgd
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, final: float) -> float:

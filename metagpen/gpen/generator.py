@@ -139,11 +139,11 @@ class GPEN(nn.Module):
                 gate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """`offset` [B, n_latent, style_dim], if given, is added to the encoder's w layer by layer (W+).
 
-        `gate` maps w [B, style_dim] to the share of the offset that each layer gets, [B, n_latent]; default all of it.
+        `gate` maps the images to the share of the offset that each layer gets, [B, n_latent]; default all of it.
         """
         features, w = self.encode(images)
         latents = w[:, None].expand(-1, self.config.n_latent, -1)
         if offset is None:
             return self.decode(features, latents)
-        share = 1.0 if gate is None else gate(w)[:, :, None]
+        share = 1.0 if gate is None else gate(images)[:, :, None]
         return self.decode(features, latents + (share * offset).to(w.dtype))

@@ -3,6 +3,8 @@
 The recogniser of a loss must never be the one that scores: callers pass it in.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,25 +12,46 @@ from torch import Tensor
 from ..recognise import Recogniser
 
 
+class RecogniserTerms(NamedTuple):
+    """All [B]. lost: identity that the degradation took away; None when the degraded input was not given."""
+
+    perceptual: Tensor
+    identity: Tensor
+    lost: Tensor | None
+
+
 class RecogniserLoss:
     """Distances between restored and true faces as a frozen recogniser sees them.
 
     `perceptual`: mean absolute difference of its feature maps, each channel-normalised per pixel as in LPIPS
-    (Zhang et al. 2018), averaged over depths. `identity`: 1 - cosine of the embeddings (ArcFace style, as GPEN).
+    (Zhang et al. 2018), averaged over depths. `identity`: 1 - cosine of the embeddings (ArcFace style, as GPEN);
+    given the degraded input, it counts by the identity that the degradation took away, `lost` = 1 - cosine(input,
+    truth): a photo that still shows who it is needs no push towards a recogniser's idea of it, which costs PSNR.
+
+    The recogniser sees the restored brightness in the true colours: it hardly minds colours, and pleasing it with them
+    tints eyes and lips.
     """
 
     def __init__(self, recogniser: Recogniser):
         self.recogniser = recogniser
 
-    def __call__(self, restored: Tensor, truth: Tensor, landmarks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[B, 3, S, S] in [-1, 1] each -> (perceptual [B], identity [B]); differentiable in `restored`."""
+    def __call__(self, restored: Tensor, truth: Tensor, landmarks: Tensor | None = None,
+                 poor: Tensor | None = None) -> RecogniserTerms:
+        """[B, 3, S, S] in [-1, 1] each -> terms [B]; differentiable in `restored`."""
         with torch.no_grad():
             true_maps, true_embedding = self.recogniser.perceive(truth, landmarks)
-        maps, embedding = self.recogniser.perceive(restored, landmarks)
+            lost = None if poor is None else 1 - (self.recogniser.embed(poor, landmarks) * true_embedding).sum(dim=1)
+        maps, embedding = self.recogniser.perceive(truth + luma(restored - truth), landmarks)
         distances = [(unit_channels(a) - unit_channels(b)).abs().sum(dim=1).mean(dim=(1, 2))
                      for a, b in zip(maps, true_maps, strict=True)]
         perceptual = torch.stack(distances).mean(dim=0)
-        return perceptual, 1 - (embedding * true_embedding).sum(dim=1)
+        identity = 1 - (embedding * true_embedding).sum(dim=1)
+        return RecogniserTerms(perceptual, identity if lost is None else lost * identity, lost)
+
+
+def luma(x: Tensor) -> Tensor:
+    """RGB [B, 3, H, W] -> its brightness (BT.601) [B, 1, H, W]; linear, so a difference's is the differences'."""
+    return (x * x.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(dim=1, keepdim=True)
 
 
 def unit_channels(x: Tensor) -> Tensor:

@@ -108,36 +108,50 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
 
     One batch for all people: everything shared runs once over P·B images, the tail as grouped convolutions and batched
     matrix products. `strength` scales the person; 0 is the generic forward pass itself, bit for bit. `frozen`: the
-    shared encoder blocks run without a graph (their output depends on no parameter of a person). `gate`: w [P·B, D] ->
-    share of the latent adapter that each layer gets [P·B, L], as `IdentityStart.openness`; default all of it.
+    shared encoder blocks run without a graph (their output depends on no parameter of a person). `gate`: images
+    -> share of the person that each decoder layer gets [P·B, L], as `person.start.Gate`, and the tail the mean of
+    them; default all of it.
     """
     if strength == 0:
         return gpen(images)
     people = parameters["latent.offset"].shape[0]
     if images.shape[0] % people:
         raise ConfigError(f"{images.shape[0]} images cannot be shared evenly by {people} people")
+    share = images.new_ones(len(images), gpen.config.n_latent) if gate is None else gate(images)
+    part = strength * share.mean(dim=1)  # [P·B]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
         maps = encode_prefix(gpen, images, spec)
     x = maps[-1]
     for k in tail_indices(gpen, spec):
         blur, conv, activation = gpen.encoder[k][0]
-        weight = conv.weight + strength * expand(parameters, f"tail.{k}.weight", conv.weight.shape)
-        bias = activation.bias + strength * parameters[f"tail.{k}.bias"]
-        x = people_conv(blur(x), weight * conv.scale, stride=2)
-        x = scaled_leaky_relu(x, bias.repeat_interleave(x.shape[0] // people, dim=0))
+        x = blur(x)
+        own = expand(parameters, f"tail.{k}.weight", conv.weight.shape)
+        personal = people_conv(x, own * conv.scale, stride=2)
+        x = conv(x) + part.to(personal.dtype)[:, None, None, None] * personal
+        x = scaled_leaky_relu(x, activation.bias + personal_bias(parameters, f"tail.{k}.bias", part))
         maps.append(x)
     linear = gpen.final_linear[0]
-    weight = linear.weight + strength * expand(parameters, "linear.weight", linear.weight.shape)
-    bias = linear.bias + strength * parameters["linear.bias"]
-    z = x.flatten(1).unflatten(0, (people, -1)) @ (weight * linear.scale).transpose(1, 2).to(x.dtype)  # [P, B, D]
-    z = scaled_leaky_relu(z.flatten(0, 1), bias.repeat_interleave(z.shape[1], dim=0))
-    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, strength, gate))
+    own = expand(parameters, "linear.weight", linear.weight.shape)
+    x = x.flatten(1)
+    personal = (x.unflatten(0, (people, -1)) @ (own * linear.scale).transpose(1, 2).to(x.dtype)).flatten(0, 1)
+    z = F.linear(x, (linear.weight * linear.scale).to(x.dtype)) + part.to(x.dtype)[:, None] * personal
+    z = scaled_leaky_relu(z, linear.bias + personal_bias(parameters, "linear.bias", part))
+    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, strength, share))
 
 
-def personal_latents(w: Tensor, parameters: Parameters, strength: float = 1.0, gate: Gate | None = None) -> Tensor:
-    """w [P·B, D] of the images -> w'_l = w + strength · gate_l(w) · (offset_l + up_l down_l w) [P·B, L, D]."""
+def personal_bias(parameters: Parameters, name: str, part: Tensor) -> Tensor:
+    """The bias differences called `name`, [P, C], for every image in its part: [P·B, C]."""
+    own = parameters[name]
+    return part[:, None] * own.repeat_interleave(len(part) // len(own), dim=0)
+
+
+def personal_latents(w: Tensor, parameters: Parameters, strength: float, share: Tensor) -> Tensor:
+    """w [P·B, D] of the images -> w'_l = w + strength · share_l · (offset_l + up_l down_l w) [P·B, L, D].
+
+    share: [P·B, L], what the gate lets in.
+    """
     people = parameters["latent.offset"].shape[0]
-    share = 1.0 if gate is None else gate(w).unflatten(0, (people, -1))[..., None]  # [P, B, L, 1]
+    share = share.unflatten(0, (people, -1))[..., None]  # [P, B, L, 1]
     w = w.unflatten(0, (people, -1))[:, :, None]  # [P, B, 1, D]
     change = parameters["latent.offset"][:, None]
     if "latent.up" in parameters:
@@ -158,20 +172,23 @@ def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameters, strength: float = 1.0,
                                gate: Gate | None = None) -> Tensor:
-    """The plain twin of `personal_forward`: one person after the other, each with a changed copy of the weights."""
+    """The plain twin of `personal_forward`: one image after the other, each with a changed copy of the weights."""
     people = parameters["latent.offset"].shape[0]
+    targets = {f"tail.{k}.{kind}": f"ecd{k}.0.{i}.{kind}" for k in range(1, len(gpen.encoder))
+               for i, kind in ((1, "weight"), (2, "bias"))}
+    targets |= {f"linear.{kind}": f"final_linear.0.{kind}" for kind in ("weight", "bias")}
     outputs = []
-    for p, own in enumerate(images.chunk(people)):
+    for i, image in enumerate(images.split(1)):
+        p = i * people // len(images)
         mine = {name: value[p:p + 1] for name, value in parameters.items()}
+        share = torch.ones_like(image[:, 0, 0, :1]).expand(-1, gpen.config.n_latent) if gate is None else gate(image)
         changed = dict(gpen.named_parameters())
-        targets = {f"tail.{k}.{kind}": f"ecd{k}.0.{i}.{kind}" for k in range(1, len(gpen.encoder))
-                   for i, kind in ((1, "weight"), (2, "bias"))}
-        targets |= {f"linear.{kind}": f"final_linear.0.{kind}" for kind in ("weight", "bias")}
         for name, target in targets.items():
             if name in mine or f"{name}.up" in mine:
-                changed[target] = changed[target] + strength * expand(mine, name, changed[target].shape)[0]
-        features, w = torch.func.functional_call(_Encode(gpen), {f"gpen.{k}": v for k, v in changed.items()}, (own,))
-        outputs.append(gpen.decode(features, personal_latents(w, mine, strength, gate)))
+                own = expand(mine, name, changed[target].shape)[0]
+                changed[target] = changed[target] + strength * share.mean() * own
+        features, w = torch.func.functional_call(_Encode(gpen), {f"gpen.{k}": v for k, v in changed.items()}, (image,))
+        outputs.append(gpen.decode(features, personal_latents(w, mine, strength, share)))
     return torch.cat(outputs)
 
 

@@ -2,8 +2,8 @@
 
 A small hypernetwork maps the mean recogniser embedding of a person's photos to one W+ offset per decoder layer. It is
 trained together with the base, the identity left out part of the time, so it makes zero gradient steps personal.
-Beside it a gate reads from the input's own latent how much the input leaves open: a photo that shows who it is needs
-no help, and would only be pulled away from the truth.
+Beside it a gate sees from the degraded photo how much it leaves open: a photo that shows who it is needs no help,
+and would only be pulled away from the truth.
 """
 
 import math
@@ -11,6 +11,48 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    """Degraded faces [B, 3, S, S] in [-1, 1] -> share of a personal offset to apply per decoder layer, [B, n_latent].
+
+    share_l = sigmoid(slope_l · (severity - centre_l)), where `severity` estimates how much of the identity the
+    degradation took away. It looks at the picture and not at the latent w, which hardly says how damaged a photo is.
+    """
+
+    def __init__(self, n_latent: int, bands: int = 4, hidden: int = 64):
+        super().__init__()
+        self.bands = bands
+        self.judge = nn.Sequential(nn.Linear(2 * 3 * bands, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden),
+                                   nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
+        nn.init.constant_(self.judge[-1].bias, 1.0)  # until it has learned, everything counts as ruined: open
+        self.slope = nn.Parameter(torch.full((n_latent,), 7.0))
+        self.centre = nn.Parameter(torch.full((n_latent,), 0.5))
+
+    def severity(self, images: Tensor) -> Tensor:
+        """Estimate of 1 - cosine(degraded, true face) for a recogniser: [B], about 0 for a clear photo, 1 for ruins."""
+        return self.judge(band_statistics(images, self.bands)).squeeze(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        severity = self.severity(images).detach()  # an estimate of a fact; what follows from it is slope and centre
+        return torch.sigmoid(self.slope * (severity[:, None] - self.centre))
+
+
+def band_statistics(images: Tensor, bands: int) -> Tensor:
+    """Images [B, 3, S, S] -> [B, 6 · bands]: how strong and how sparse each band of a Laplacian pyramid is, by channel.
+
+    Blur empties the fine bands, noise fills them evenly and blocks fill them sparsely. Logarithms, brought to order 1:
+    of the root mean square, and of its ratio to the mean magnitude. S must be a multiple of 2^bands.
+    """
+    found = []
+    for _ in range(bands):
+        smaller = F.avg_pool2d(images, 2)
+        band = images - F.interpolate(smaller, scale_factor=2, mode="bilinear", align_corners=False)
+        strength = (band.square().mean(dim=(2, 3)) + 1e-6).log() / 2
+        sparsity = strength - (band.abs().mean(dim=(2, 3)) + 1e-4).log()
+        found += [strength / 2 + 2, 2 * sparsity]
+        images = smaller
+    return torch.cat(found, dim=1)
 
 
 class IdentityStart(nn.Module):
@@ -23,13 +65,7 @@ class IdentityStart(nn.Module):
         self.head = nn.Linear(hidden, n_latent * style_dim)
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(hidden))
         nn.init.zeros_(self.head.bias)
-        self.gate = nn.Linear(style_dim, n_latent)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, 2.0)
-
-    def openness(self, w: Tensor) -> Tensor:
-        """The input's w [B, style_dim] -> share of a personal offset to apply per decoder layer, [B, n_latent]."""
-        return torch.sigmoid(self.gate(w))
+        self.gate = Gate(n_latent)
 
     def forward(self, identity: Tensor) -> Tensor:
         # unit vectors have components of about 1/sqrt(dim); bring them to unit variance
@@ -44,11 +80,12 @@ class IdentityStart(nn.Module):
         """The start of a model of twice the size: two more latents, which begin as the last one's copies."""
         grown = IdentityStart(self.embedding_dim, self.n_latent + 2, self.style_dim, self.hidden)
         with torch.no_grad():
-            grown.body.load_state_dict(self.body.state_dict())
             for name, mine in grown.state_dict().items():
-                if name.startswith(("head.", "gate.")):
-                    layers = self.state_dict()[name].unflatten(0, (self.n_latent, -1))
-                    mine.copy_(torch.cat((layers, layers[-1:], layers[-1:])).flatten(0, 1))
+                value = self.state_dict()[name]
+                if name.startswith(("head.", "gate.slope", "gate.centre")):
+                    layers = value.unflatten(0, (self.n_latent, -1))
+                    value = torch.cat((layers, layers[-1:], layers[-1:])).flatten(0, 1)
+                mine.copy_(value)
         return grown
 
 

@@ -1,0 +1,93 @@
+"""The learned inner rule: what an outer loop learns for everybody about learning one person.
+
+Where a person's parameters begin (added to what the identity-conditioned start sets) and how far each step goes, per
+tensor, per tensor and step (LSLR, Antoniou et al. 2019), or per number (Meta-SGD, Li et al. 2017). It ships inside the
+model's file, and `adapt` follows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..gpen import GPEN
+from .adapter import AdapterSpec, Parameters, new_parameters
+
+KINDS = ("latent.", "tail.", "linear.")
+
+
+@dataclass(frozen=True)
+class RuleConfig:
+    """What shapes a rule. `optimiser`: "sgd" or "adam". `steps`: inner steps that it was learned with. `per_step`:
+    rates for each of them, later steps keep the last; `elementwise`: a rate for every number. `moving`: kinds of
+    parameters that inner steps change, of latent., tail., linear.; the others stay where they begin."""
+
+    optimiser: str = "sgd"
+    steps: int = 8
+    per_step: bool = False
+    elementwise: bool = False
+    moving: tuple[str, ...] = KINDS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "moving", tuple(self.moving))
+        unknown = set(self.moving) - set(KINDS)
+        if unknown or not self.moving:
+            raise ConfigError(f"moving = {list(self.moving)}: some of {', '.join(KINDS)} must move")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class InnerRule(nn.Module):
+    """Initial values and inner rates, shared by all people; everything it returns carries gradients to them.
+
+    Rates are kept as logarithms, so they stay positive and move by factors.
+    """
+
+    def __init__(self, gpen: GPEN, spec: AdapterSpec, config: RuleConfig, lr_latent: float = 1e-2,
+                 lr_tail: float = 1e-3, seed: int = 0):
+        super().__init__()
+        self.spec, self.config = spec, config
+        begin = new_parameters(gpen, spec, 1, torch.Generator().manual_seed(seed))
+        self.names = list(begin)
+        self.initial = nn.ParameterDict({key(name): nn.Parameter(value[0]) for name, value in begin.items()})
+        table = config.steps if config.per_step else 1
+        self.log_rates = nn.ParameterDict()
+        for name in self.moving:
+            shape = begin[name].shape[1:] if config.elementwise else [1] * (begin[name].ndim - 1)
+            first = torch.tensor(lr_latent if name.startswith("latent.") else lr_tail).log()
+            self.log_rates[key(name)] = nn.Parameter(first.repeat(table, *shape))
+
+    @property
+    def moving(self) -> list[str]:
+        """Names of the tensors that inner steps change."""
+        return [name for name in self.names if name.startswith(self.config.moving)]
+
+    def begin(self, people: int, offset: Tensor | None = None) -> Parameters:
+        """Where `people` people begin: [people, ...] each; `offset` [people, L, D] is what the start says."""
+        parameters = {name: self.initial[key(name)].expand(people, *self.initial[key(name)].shape)
+                      for name in self.names}
+        if offset is not None:
+            parameters["latent.offset"] = parameters["latent.offset"] + offset
+        return parameters
+
+    def rates(self, step: int) -> dict[str, Tensor]:
+        """Rates of a step, by name, of shapes that broadcast against the parameters' [people, ...]."""
+        return {name: self.log_rates[key(name)][min(step, len(self.log_rates[key(name)]) - 1)].exp()
+                for name in self.moving}
+
+    def to_dict(self) -> dict:
+        """What rebuilds it, beside its tensors."""
+        return {"spec": self.spec.to_dict(), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_dict(cls, gpen: GPEN, values: dict) -> InnerRule:
+        return cls(gpen, AdapterSpec(**values["spec"]), RuleConfig(**values["config"]))
+
+
+def key(name: str) -> str:
+    """A tensor's name as a module can hold it: no dots."""
+    return name.replace(".", "-")
