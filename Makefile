@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 WANTED := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench docs setup clean
+.PHONY: demo test lint bench docs setup setup-learn2learn clean
 
 demo: $(VENV)/.installed
 	$(BIN)/metagpen demo --output-dir $(OUT)
@@ -30,6 +30,11 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m typer metagpen.cli utils docs --name metagpen --title "The command line" --output docs/cli.md
 
 setup: $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lint
+
+# For the engine of that name and its tests. Its release is a source with C files made for an older Python, which this
+# builds anew (gcc needed), and its dependencies (gym, cvxpy, numpy 1) are not wanted: the algorithms need torch alone.
+setup-learn2learn: $(VENV)/.installed
+	$(PIP) --no-deps --config-settings=--build-option=build_ext learn2learn==0.2.0
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

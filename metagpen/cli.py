@@ -138,6 +138,15 @@ def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def meta_train(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Learn over many people where adaptation begins and how far it steps; under torchrun on several processes."""
+    from .meta.train import MetaConfig
+    from .meta.train import meta_train as run
+
+    run(MetaConfig.from_yaml(config, overrides or []))
+
+
+@app.command()
 def adapt(
     photos: Annotated[list[Path], typer.Argument(help="Photos of one person, or folders of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The Person file to write (.safetensors).")],

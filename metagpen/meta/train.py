@@ -1,0 +1,448 @@
+"""`metagpen meta-train`: the outer loop over people, resumable to the number, on one process or several.
+
+Every random draw comes from (seed, step, place in the meta-batch), so a killed and resumed run, or two processes in the
+place of one with twice the people, take the same meta-steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from .. import recognise
+from ..adaptation import AdaptConfig, adapt
+from ..adaptation.loop import Album, Objective, draw
+from ..config import Config
+from ..errors import CheckpointError, ConfigError, DataError
+from ..evaluate import tasks
+from ..evaluate.engine import named_degradations
+from ..evaluate.report import contact_sheet
+from ..faces import to_pil
+from ..identities import PackedPhotos, People, load_people, pack, split
+from ..model import MetaGPEN
+from ..person.rule import InnerRule, RuleConfig
+from ..train import ema_with_warmup, embed_all
+from ..weights import load
+from . import ENGINES, OUTER_LOOPS, Problem, Progress
+
+
+class OuterLoss(Config):
+    """Weights of the query loss."""
+
+    l1: float = 1.0
+    gradient: float = 0.5
+    perceptual: float = 0.5
+    identity: float = 0.5
+
+
+class MetaConfig(Config):
+    """`metagpen meta-train`. `data`: folders of people; `split`: CSV that marks people as train and val.
+
+    `inner`: the inner loss and its degradations, the adapter's shape, and the rates and optimiser to begin from (its
+    `steps` is how far the training unrolls). `people`: per process and meta-step.
+    """
+
+    data: list[Path]
+    split: Path
+    layout: str = Field("folder", description="of `data`: folder, celeba_hq, celeba, ffhq, lfw, grouped or shards")
+    output_dir: Path = Path("runs/meta_128")
+    base: str = Field("embedded", description="the model to begin from")
+    loss_recogniser: str | None = Field(None, description="the one in the losses; default: the start's")
+    loop: str = Field("lslr", description="one of " + ", ".join(OUTER_LOOPS))
+    first_order: bool = Field(True, description="inner gradients count as constants; a fraction of the cost")
+    engine: str = Field("batched", description="one of " + ", ".join(ENGINES))
+    inner: AdaptConfig = AdaptConfig(steps=8, optimiser="adam")
+    outer: OuterLoss = OuterLoss()
+    people: int = Field(4, gt=0)
+    shots: tuple[int, int] = (1, 8)
+    queries: int = Field(4, gt=0)
+    min_query_side: int = Field(0, description="native pixels that a query photo must have")
+    learn_start: bool = True
+    slow: list[str] = Field([], description="patterns of names of shared weights to learn too, e.g. "
+                                            "gpen.generator.*.modulation.*, start.gate.*")
+    meta_steps: int = Field(1000, gt=0)
+    outer_optimiser: str = Field("adam", pattern="^(adam|sgd)$")
+    lr: float = Field(3e-3, description="of where people begin")
+    lr_rates: float = Field(3e-2, description="of the logarithms of the inner rates")
+    lr_start: float = 1e-4
+    lr_slow: float = 1e-5
+    lr_final: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first, by a cosine")
+    warmup: int = 20
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient of each of the groups")
+    ema: float = 0.99
+    pack_size: int | None = Field(None, description="default: the model's size")
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None
+    save_every: int = 50
+    validate_every: int = 200
+    validate_people: int = 8
+    validate_queries: int = 6
+    validate_degradations: list[str] = ["heavy", "moderate"]
+    scorer: str | None = Field(None, description="recogniser that judges validation; default: the start's")
+    card: dict[str, Any] = Field({}, description="added to the model's card")
+
+
+@dataclass
+class Data:
+    """Packed training photos with their embeddings, and the people that are watched."""
+
+    photos: PackedPhotos
+    embeddings: Tensor
+    watched: People
+
+
+class Trainer:
+    """The model whose rule, start and slow weights are learned, its average, and the step it is at."""
+
+    def __init__(self, config: MetaConfig, data: Data, model: MetaGPEN, recogniser: recognise.Recogniser,
+                 in_losses: recognise.Recogniser, scorer: recognise.Recogniser):
+        self.config, self.data = config, data
+        self.recogniser, self.in_losses, self.scorer = recogniser, in_losses, scorer
+        self.folder, self.device = Path(config.output_dir), torch.device(config.device)
+        self.rank, self.world = process_of_run()
+        self.loop, self.engine = choose(OUTER_LOOPS, "loop", config.loop), choose(ENGINES, "engine", config.engine)
+        self.step, self.best = 0, float("-inf")
+        self.model = self._with_rule(model).to(self.device)
+        self.places = self._eligible()
+        self.groups = self._groups()
+        self.slow = list(self.groups["slow"].values())
+        rates = {"begin": config.lr, "rates": config.lr_rates, "start": config.lr_start, "slow": config.lr_slow}
+        groups = [{"params": list(own.values()), "lr": rates[name], "base_lr": rates[name], "name": name}
+                  for name, own in self.groups.items() if own]
+        self.optimiser = (torch.optim.Adam(groups, betas=(0.9, 0.99)) if config.outer_optimiser == "adam"
+                          else torch.optim.SGD(groups))
+        self.average = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema))
+
+    def _with_rule(self, model: MetaGPEN) -> MetaGPEN:
+        config = self.config
+        moving = {} if self.loop.moving is None else {"moving": self.loop.moving}
+        shape = RuleConfig(config.inner.optimiser, config.inner.steps, self.loop.per_step, self.loop.elementwise,
+                           **moving)
+        rule = InnerRule(model.gpen, config.inner.spec, shape, config.inner.lr_latent, config.inner.lr_tail,
+                         config.seed)
+        if model.rule is not None and (model.rule.config, model.rule.spec) == (shape, rule.spec):
+            rule.load_state_dict(model.rule.state_dict())
+        card = {**model.card, **config.card, "meta": {
+            "loop": config.loop, "first_order": config.first_order, "inner_steps": config.inner.steps,
+            "people": len(self.data.photos.names), "photos": len(self.data.photos)}}
+        return MetaGPEN(model.gpen, model.start, card, rule).requires_grad_(False)
+
+    def _eligible(self) -> list[tuple[Tensor, Tensor]]:
+        """Of everybody who can be an episode: all photos, and those that may be queries."""
+        config, photos = self.config, self.data.photos
+        least, most = config.shots
+        if not 1 <= least <= most:
+            raise ConfigError(f"shots: {list(config.shots)} is no range; give [smallest, largest] from 1 up")
+        sharp = photos.source_side.nan_to_num(nan=float("inf")) >= config.min_query_side
+        found = []
+        for person in range(len(photos.names)):
+            own = torch.nonzero(photos.person == person).flatten()
+            queries = own[sharp[own]]
+            if len(queries) and len(own) >= least + 1:
+                found.append((own, queries))
+        if not found:
+            raise DataError(f"no training person has {least} photos to learn from and another of "
+                            f"{config.min_query_side} native px to be judged on; lower shots or min_query_side, or "
+                            "add photos")
+        return found
+
+    def _groups(self) -> dict[str, dict[str, Tensor]]:
+        """What is learned, by group and name; asks for their gradients."""
+        config, rule = self.config, self.model.rule
+        groups: dict[str, dict[str, Tensor]] = {
+            "begin": dict(rule.initial.named_parameters(prefix="rule.initial")),
+            "rates": dict(rule.log_rates.named_parameters(prefix="rule.log_rates")) if self.loop.learns_rates else {},
+            "start": {}, "slow": {}}
+        taken = set(groups["begin"]) | {f"rule.log_rates.{name}" for name in rule.log_rates}
+        if config.learn_start:
+            if self.model.start is None:
+                raise ConfigError(f"learn_start: the base {config.base} has no start; set learn_start to false")
+            groups["start"] = {name: value for name, value in self.model.named_parameters()
+                               if name.startswith(("start.body.", "start.head."))}
+            taken |= set(groups["start"])
+        for pattern in config.slow:
+            matching = {name: value for name, value in self.model.named_parameters()
+                        if fnmatch(name, pattern) and name not in taken}
+            if not matching:
+                raise ConfigError(f"slow: no shared weight is called '{pattern}' (or it is learned already)")
+            groups["slow"] |= matching
+        for own in groups.values():
+            for value in own.values():
+                value.requires_grad_(True)
+        return groups
+
+    # -- one meta-step ----------------------------------------------------------------------------------------
+
+    def problem(self, step: int) -> Problem:
+        """The episodes of a step: everybody in this process' places of the meta-batch draws alone."""
+        config, photos = self.config, self.data.photos
+        albums, generators, identities, query = [], [], [], []
+        outer = outer_config(config)
+        inner_objective = Objective(self.model, config.inner, self.in_losses, None)
+        for place in range(self.rank * config.people, (self.rank + 1) * config.people):
+            generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 65_537 + place)
+            own, may_be_query = self.places[int(torch.randint(len(self.places), (), generator=generator))]
+            shots = int(torch.randint(config.shots[0], min(config.shots[1], len(own) - 1) + 1, (), generator=generator))
+            first = may_be_query[torch.randint(len(may_be_query), (), generator=generator)]
+            rest = own[own != first]
+            rest = rest[torch.randperm(len(rest), generator=generator)]
+            support, others = rest[:shots], rest[shots:]
+            candidates = torch.cat((first[None], others[torch.isin(others, may_be_query)]))[:config.queries]
+            candidates = candidates[torch.arange(config.queries) % len(candidates)]  # few photos: damaged repeatedly
+            truth = photos.batch(candidates)
+            query.append((truth, inner_objective.degradation(truth, generator), photos.landmarks[candidates]))
+            albums.append(Album(photos.batch(support).to(self.device), photos.landmarks[support].to(self.device)))
+            identities.append(F.normalize(self.data.embeddings[support].mean(dim=0), dim=0))
+            generators.append(generator)
+        batches = [draw(albums, inner_objective.degradation, config.inner, generators)
+                   for _ in range(config.inner.steps)]
+        offset = None
+        if self.model.start is not None and config.inner.start:
+            offset = self.model.start(torch.stack(identities).to(self.device))
+        begin = self.model.rule.begin(config.people, offset)
+        inner_objective.origin = begin["latent.offset"].detach()
+        return Problem(inner_objective, Objective(self.model, outer, self.in_losses, None), batches,
+                       tuple(torch.cat(part).to(self.device) for part in zip(*query, strict=True)), begin,
+                       [self.model.rule.rates(k) for k in range(config.inner.steps)], config.inner.optimiser, self.slow)
+
+    def meta_gradient(self, step: int) -> Tensor:
+        """Fills `.grad` of everything learned with the mean over all processes' people; returns the outer loss."""
+        problem = self.problem(step)
+        second_order = not self.config.first_order
+        found = self.loop.gradient(problem, self.engine, Progress(step / self.config.meta_steps, second_order))
+        self.optimiser.zero_grad(set_to_none=True)
+        outputs = [problem.begin[name] for name in found.begin]
+        inwards = list(found.begin.values())
+        for rates, own in zip(problem.rates, found.rates, strict=True):
+            outputs += [rates[name] for name in own]
+            inwards += list(own.values())
+        torch.autograd.backward(outputs, inwards)
+        for (name, value), gradient in zip(self.groups["slow"].items(), found.slow, strict=True):
+            if gradient is None:
+                raise ConfigError(f"slow: {name} does not influence the query loss (the encoder before the tail is "
+                                  "frozen, and reptile has no query gradient); take it out")
+            value.grad = gradient
+        loss = found.loss
+        if self.world > 1:
+            for own in self.groups.values():
+                for value in own.values():
+                    value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+                    average_over_processes(value.grad)
+            average_over_processes(loss)
+        return loss
+
+    def train_step(self) -> dict[str, float]:
+        began = time.perf_counter()
+        loss = self.meta_gradient(self.step)
+        factor = self._factor()
+        record = {"step": self.step, "loss": float(loss), "factor": factor}
+        for group in self.optimiser.param_groups:
+            group["lr"] = factor * group["base_lr"]
+            record[f"gradient_{group['name']}"] = float(torch.nn.utils.clip_grad_norm_(group["params"],
+                                                                                       self.config.clip))
+        self.optimiser.step()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        record["people_per_second"] = self.config.people * self.world / (time.perf_counter() - began)
+        return record
+
+    def _factor(self) -> float:
+        """Linear warm-up, then a cosine down to `lr_final`."""
+        config = self.config
+        share = torch.tensor(torch.pi * min(1.0, self.step / config.meta_steps))
+        cosine = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + float(share.cos()))
+        return min(1.0, (self.step + 1) / max(1, config.warmup)) * cosine
+
+    # -- watching ---------------------------------------------------------------------------------------------
+
+    def validate(self) -> dict[str, float]:
+        """On watched people, with the averaged model: identity and PSNR gain over generic, at 0 and all steps."""
+        config, model = self.config, self.average.module
+        model._fingerprint = None
+        shots, figures, rows = config.shots[1], {}, []
+        degradations = named_degradations(config.validate_degradations)
+        people = self.data.watched.min_photos(shots + 2)
+        for name in list(people)[:config.validate_people]:
+            task = tasks.load_task(people, name, shots, model.size, config.seed, config.validate_queries)
+            truth = self._embed(task.queries, task.landmarks)
+            persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=config.inner,
+                                    recogniser=self.recogniser) for steps in (0, config.inner.steps)}
+            for kind, degradation in degradations.items():
+                poor = tasks.damage(task, kind, degradation, config.seed).to(self.device)
+                outputs = {"generic": model.restore(poor).cpu()}
+                outputs |= {f"steps {steps}": person.restore_batch(poor).cpu() for steps, person in persons.items()}
+                scores = {method: torch.stack((
+                    (self._embed(images, task.landmarks) * truth).sum(dim=1).mean(),
+                    -10 * ((images - task.queries).square().mean(dim=(1, 2, 3)) / 4).log10().mean()))
+                    for method, images in outputs.items()}
+                for steps in persons:
+                    gain = scores[f"steps {steps}"] - scores["generic"]
+                    for metric, value in zip(("identity", "psnr"), gain.tolist(), strict=True):
+                        figures.setdefault(f"{kind}_{metric}_gain_{steps}", []).append(value)
+                columns = {"input": poor.cpu(), **outputs, "truth": task.queries}
+                rows.append([(label, to_pil(images[0])) for label, images in columns.items()])
+        if not rows:
+            raise DataError(f"validation: no person marked val has {shots + 2} photos; lower shots or add photos")
+        contact_sheet(rows).save(self.folder / f"sheet_{self.step:06d}.png")
+        return {name: sum(values) / len(values) for name, values in figures.items()}
+
+    @torch.no_grad()
+    def _embed(self, images: Tensor, landmarks: Tensor) -> Tensor:
+        return self.scorer.embed(images.to(self.device), landmarks).cpu()
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """`last.pt`: everything needed to resume exactly; `ema.safetensors`: the averaged model, ready to load."""
+        if self.rank:
+            return
+        state = {"step": self.step, "best": self.best, "config": self.config.model_dump_json(),
+                 "learned": {name: value for own in self.groups.values() for name, value in own.items()},
+                 "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
+        temporary = self.folder / "last.pt.part"
+        torch.save(state, temporary)
+        temporary.replace(self.folder / "last.pt")
+        self.average.module.save(self.folder / "ema.safetensors")
+
+    def resume(self) -> bool:
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        mine = {name: value for own in self.groups.values() for name, value in own.items()}
+        if mine.keys() != state["learned"].keys():
+            raise CheckpointError(f"{path}: learned other weights than this configuration does; take another "
+                                  "output_dir, or the configuration that the run began with")
+        with torch.no_grad():
+            for name, value in mine.items():
+                value.copy_(state["learned"][name])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best = state["step"], state["best"]
+        return True
+
+    # -- the loop ---------------------------------------------------------------------------------------------
+
+    def run(self, console: Console) -> Path:
+        config = self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        board = tensorboard(self.folder) if self.rank == 0 else None
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TimeRemainingColumn())
+        with (ProgressBar(*columns, console=console, disable=self.rank > 0) as progress,
+              (self.folder / f"log{self.rank or ''}.jsonl").open("a") as log):
+            bar = progress.add_task("meta-train", total=config.meta_steps, completed=self.step)
+            while self.step < config.meta_steps:
+                record = self.train_step()
+                last = self.step == config.meta_steps
+                if self.rank == 0 and (self.step % config.validate_every == 0 or last):
+                    record |= self.validate()
+                    console.print({name: round(value, 4) for name, value in record.items()})
+                    self._keep_best(record)
+                log.write(json.dumps(record) + "\n")
+                log.flush()
+                for name, value in record.items() if board else ():
+                    board.add_scalar(name, value, self.step)
+                if self.step % config.save_every == 0 or last:
+                    self.save()
+                progress.update(bar, completed=self.step, description=f"loss {record['loss']:.3f}  "
+                                f"{record['people_per_second']:.2f} people/s")
+        return self.folder / "ema.safetensors"
+
+    def _keep_best(self, record: dict[str, float]) -> None:
+        """`best.safetensors`: the largest identity gain after all steps under the first degradation so far."""
+        value = record[f"{self.config.validate_degradations[0]}_identity_gain_{self.config.inner.steps}"]
+        if value > self.best:
+            self.best = value
+            self.average.module.save(self.folder / "best.safetensors")
+
+
+def outer_config(config: MetaConfig) -> AdaptConfig:
+    """The query's loss as an objective: its own weights, and nothing that holds people back."""
+    return config.inner.model_copy(update={**config.outer.model_dump(), "latent_norm": 0.0})
+
+
+def choose(table: dict[str, Any], key: str, name: str) -> Any:
+    if name not in table:
+        raise ConfigError(f"{key}: '{name}' is none of {', '.join(table)}")
+    return table[name]
+
+
+def process_of_run() -> tuple[int, int]:
+    """(rank, processes) under torchrun, joining its group (nccl on CUDA, gloo otherwise); (0, 1) without it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def average_over_processes(value: Tensor) -> None:
+    dist.all_reduce(value)
+    value /= dist.get_world_size()
+
+
+def tensorboard(folder: Path) -> Any:
+    """A TensorBoard writer where that package is installed; None elsewhere."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
+
+
+def prepare(config: MetaConfig) -> Trainer:
+    """Read the people and the base, and check that they fit, before anything long begins."""
+    process_of_run()
+    model = load(config.base, device=config.device)
+    name = model.card.get("recogniser", "embedded")
+    recogniser = recognise.load(name, device=config.device)
+    if config.learn_start and model.start is not None and model.start.embedding_dim != recogniser.dim:
+        raise ConfigError(f"base: the start of {config.base} reads embeddings of {model.start.embedding_dim} numbers, "
+                          f"its recogniser '{name}' gives {recogniser.dim}")
+    parts = split(load_people(*config.data, layout=config.layout), config.split)
+    for part in ("train", "val"):
+        if part not in parts:
+            raise DataError(f"{config.split}: no person of these folders is marked '{part}'")
+    cache = Path(config.output_dir) / "cache"
+    photos = pack(parts["train"], config.pack_size or model.size, cache, workers=2)
+    if photos.size != model.size:
+        raise ConfigError(f"pack_size: the base restores {model.size} px, not {photos.size}")
+    data = Data(photos, embed_all(recogniser, photos, config.inner.bf16, cache), parts["val"])
+    in_losses = recognise.load(config.loss_recogniser, device=config.device) if config.loss_recogniser else recogniser
+    scorer = recognise.load(config.scorer, device=config.device) if config.scorer else recogniser
+    return Trainer(config, data, model, recogniser, in_losses, scorer)
+
+
+def meta_train(config: MetaConfig, resume: bool = True) -> Path:
+    """Run the outer loop, resuming `output_dir/last.pt` if there is one; returns the path of the averaged model."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    console = Console(quiet=process_of_run()[0] > 0)
+    trainer = prepare(config)
+    if resume and trainer.resume():
+        console.print(f"resumed at step {trainer.step}")
+    try:
+        path = trainer.run(console)
+    except KeyboardInterrupt:
+        trainer.save()
+        console.print(f"interrupted at step {trainer.step}; run the same command to go on from there")
+        raise
+    console.print(f"done: {path}; best.safetensors, contact sheets and log.jsonl beside it")
+    return path

@@ -1,0 +1,240 @@
+"""`metagpen meta-train` on a tiny model and random faces: it learns, resumes exactly, and splits over processes."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from metagpen import recognise
+from metagpen.adaptation import AdaptConfig, adapt
+from metagpen.errors import CheckpointError, ConfigError, DataError
+from metagpen.gpen import GPEN
+from metagpen.meta import ENGINES, OUTER_LOOPS
+from metagpen.meta import train as meta
+from metagpen.model import MetaGPEN
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch, tiny_model, tiny_recogniser) -> meta.MetaConfig:
+    monkeypatch.setattr(recognise, "load", lambda *_, **__: tiny_recogniser)
+    rng = np.random.default_rng(0)
+    rows = [("set", "id", "split")]
+    for person, part in (("ada", "train"), ("bob", "train"), ("cyd", "train"), ("solo", "train"), ("eve", "val")):
+        folder = tmp_path / "people" / person
+        folder.mkdir(parents=True)
+        rows.append(("people", person, part))
+        for i in range(1 if person == "solo" else 5):
+            small = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+            small.resize((16, 16)).save(folder / f"{i}.png")
+    with open(tmp_path / "splits.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    tiny_model.save(tmp_path / "base.safetensors", dtype=torch.float32)
+    return meta.MetaConfig.from_dict({
+        "data": [tmp_path / "people"], "split": tmp_path / "splits.csv", "output_dir": tmp_path / "run",
+        "base": str(tmp_path / "base.safetensors"), "shots": [1, 2], "queries": 2, "people": 2, "meta_steps": 5,
+        "save_every": 2, "validate_every": 4, "validate_people": 1, "validate_queries": 2, "warmup": 1,
+        "loop": "fomaml", "inner": {"steps": 2, "batch_size": 2, "optimiser": "sgd", "tail_blocks": 1, "tail_rank": 2,
+                                    "bf16": False, "degradation": {"heavy": {"face_px": [4, 8]}}}})
+
+
+@pytest.fixture(autouse=True)
+def aligned_queries(monkeypatch):
+    """The random pictures show no face to detect: count them as aligned crops, as listed landmarks would."""
+    from metagpen.evaluate import tasks
+    from metagpen.faces import FFHQ_LANDMARKS, load_photo, to_tensor
+
+    def load_crop(photo, size):
+        return to_tensor(load_photo(photo.path)), torch.as_tensor(FFHQ_LANDMARKS * size).float()
+    monkeypatch.setattr(tasks, "load_crop", load_crop)
+
+
+def series(config: meta.MetaConfig) -> dict[int, tuple]:
+    """By step: what was logged, without timings. A step repeated after a kill must be logged alike."""
+    found: dict[int, tuple] = {}
+    for line in (config.output_dir / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        del record["people_per_second"]
+        assert found.setdefault(record["step"], tuple(record.items())) == tuple(record.items())
+    return found
+
+
+def test_it_learns_a_rule_that_ships_and_that_adapt_follows(config, tiny_model, tiny_recogniser):
+    model = MetaGPEN.from_file(meta.meta_train(config)).frozen()
+    assert model.rule.config.steps == 2 and model.card["meta"]["loop"] == "fomaml"
+    assert model.card["meta"]["people"] == 4
+    before = meta.InnerRule(tiny_model.gpen, model.rule.spec, model.rule.config, seed=config.seed)
+    moved = {name: not torch.allclose(value, before.state_dict()[name], atol=1e-3)
+             for name, value in model.rule.state_dict().items()}
+    assert moved["initial.latent-offset"] and moved["log_rates.latent-offset"]
+    assert not torch.equal(model.start.head.weight, tiny_model.start.head.weight.half().float())
+    assert torch.equal(model.gpen.final_linear[0].weight, tiny_model.gpen.final_linear[0].weight.half().float())
+    assert sorted(series(config)) == list(range(5))
+    assert "heavy_psnr_gain_2" in dict(series(config)[3]) and (config.output_dir / "sheet_000004.png").exists()
+    assert (config.output_dir / "best.safetensors").exists()
+
+    photos = torch.rand(2, 3, 16, 16) * 2 - 1
+    followed = adapt(model, photos, 0, recogniser=tiny_recogniser)
+    assert followed.spec == model.rule.spec
+    expected = model.rule.initial["latent-offset"] + model.start(
+        nn.functional.normalize(tiny_recogniser.embed(photos).mean(dim=0, keepdim=True), dim=1))
+    torch.testing.assert_close(followed.parameters["latent.offset"], expected.detach(), atol=1e-3, rtol=1e-3)
+    plain = adapt(model, photos, 0, recogniser=tiny_recogniser, config=AdaptConfig(rule=False, tail_blocks=1))
+    assert plain.spec.tail_rank == 8
+
+
+def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
+    whole = meta.meta_train(config)
+    expected = series(config)
+    parts = config.model_copy(update={"output_dir": tmp_path / "parts"})
+    original, calls = meta.Trainer.train_step, []
+
+    def dies_once(self):
+        calls.append(self.step)
+        if len(calls) == 4:
+            raise RuntimeError("killed")  # as kill -9 would: nothing is saved on the way out
+        return original(self)
+    monkeypatch.setattr(meta.Trainer, "train_step", dies_once)
+    with pytest.raises(RuntimeError, match="killed"):
+        meta.meta_train(parts)
+    resumed = meta.meta_train(parts)
+    assert calls == [0, 1, 2, 3, 2, 3, 4]
+    assert series(parts) == expected
+    a, b = (MetaGPEN.from_file(path).state_dict() for path in (whole, resumed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("loop", list(OUTER_LOOPS))
+def test_every_loop_takes_a_step(config, loop):
+    trainer = meta.prepare(config.model_copy(update={"loop": loop, "first_order": loop != "maml"}))
+    trainer.folder.mkdir(exist_ok=True)
+    before = {name: value.clone() for name, value in trainer.groups["begin"].items()}
+    record = trainer.train_step()
+    assert np.isfinite(list(record.values())).all()
+    assert any(not torch.equal(value, before[name]) for name, value in trainer.groups["begin"].items())
+    assert bool(trainer.groups["rates"]) == OUTER_LOOPS[loop].learns_rates
+
+
+def test_engines_take_the_same_step(config):
+    pytest.importorskip("higher")
+    gradients = []
+    for engine in ("batched", "higher"):
+        trainer = meta.prepare(config.model_copy(update={"engine": engine, "first_order": False, "loop": "maml"}))
+        trainer.meta_gradient(0)
+        gradients.append({name: value.grad for own in trainer.groups.values() for name, value in own.items()})
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name], rtol=1e-3, atol=1e-6, msg=name)
+    assert set(ENGINES) >= {"batched", "higher"}
+
+
+def test_slow_weights_move_slowly(config, tiny_model):
+    slow = config.model_copy(update={"slow": ["gpen.generator.*.modulation.*", "start.gate.*"], "lr_slow": 1e-4})
+    trainer = meta.prepare(slow)
+    assert any("modulation" in name for name in trainer.groups["slow"])
+    trainer.train_step()
+    before, after = (m.gpen.generator.conv1.conv.modulation.weight for m in (tiny_model, trainer.model))
+    assert 0 < (after - before).abs().max() < 2e-4
+
+
+def test_two_processes_equal_one_with_twice_the_people(config, tmp_path):
+    """Through torchrun and gloo: the same meta-gradient, so the same weights after two meta-steps."""
+    results = []
+    for world, people in ((1, 4), (2, 2)):
+        out = tmp_path / f"world{world}.pt"
+        arguments = config.model_copy(update={"people": people, "output_dir": tmp_path / f"run{world}"})
+        (tmp_path / "config.json").write_text(arguments.model_dump_json())
+        (tmp_path / "work.py").write_text(WORK)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}",
+                   "--master-addr=127.0.0.1", f"--master-port={port}", str(tmp_path / "work.py"),
+                   str(tmp_path / "config.json"), str(out)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(out, weights_only=True))
+    one, two = results
+    assert one.keys() == two.keys() and len(one) > 10
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+WORK = """
+import sys, json
+import torch
+from torch import nn
+torch.set_num_threads(1)
+from metagpen import recognise
+from metagpen.recognise import InputSpec, Recogniser
+from metagpen.meta import train as meta
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.project = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Linear(6 * 64, 8)
+    def perceive(self, x):
+        maps = torch.tanh(self.conv(x))
+        return [maps], self.project(maps.flatten(1))
+    def forward(self, x):
+        return self.perceive(x)[1]
+
+torch.manual_seed(1)
+template = tuple((16 * x, 16 * y) for x, y in ((0.35, 0.45), (0.65, 0.45), (0.5, 0.6), (0.4, 0.75), (0.6, 0.75)))
+net = Recogniser("tests", Net(), InputSpec((16, 16), template), dim=8)
+recognise.load = lambda *_, **__: net
+config = meta.MetaConfig.from_dict(json.load(open(sys.argv[1])))
+rank, world = meta.process_of_run()
+if rank:
+    meta.dist.barrier()  # let the first one write the cache of photos
+trainer = meta.prepare(config)
+if world > 1 and not rank:
+    meta.dist.barrier()
+for _ in range(2):
+    trainer.train_step()
+if not rank:
+    torch.save({n: v.detach() for own in trainer.groups.values() for n, v in own.items()}, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("change, error, message", [
+    ({"loop": "mamml"}, ConfigError, "loop: 'mamml' is none of"),
+    ({"engine": "hire"}, ConfigError, "engine: 'hire' is none of"),
+    ({"shots": (8, 9)}, DataError, "no training person has 8 photos"),
+    ({"shots": (3, 2)}, ConfigError, "is no range"),
+    ({"slow": ["gpen.nothing.*"]}, ConfigError, "no shared weight is called"),
+    ({"pack_size": 32}, ConfigError, "the base restores 16 px, not 32"),
+])
+def test_what_cannot_work_is_refused_early(config, change, error, message):
+    with pytest.raises(error, match=message):
+        meta.prepare(config.model_copy(update=change))
+
+
+def test_a_frozen_weight_cannot_be_slow(config):
+    trainer = meta.prepare(config.model_copy(update={"slow": ["gpen.ecd0.*"]}))
+    with pytest.raises(ConfigError, match="does not influence the query loss"):
+        trainer.train_step()
+
+
+def test_a_base_without_start_needs_learn_start_off(config, tmp_path):
+    MetaGPEN(GPEN(16, 1, 0.03125, style_dim=16, n_mlp=2)).save(tmp_path / "plain.safetensors")
+    plain = config.model_copy(update={"base": str(tmp_path / "plain.safetensors")})
+    with pytest.raises(ConfigError, match="has no start"):
+        meta.prepare(plain)
+    meta.prepare(plain.model_copy(update={"learn_start": False})).train_step()
+
+
+def test_another_configuration_does_not_resume(config):
+    trainer = meta.prepare(config)
+    trainer.folder.mkdir(exist_ok=True)
+    trainer.save()
+    other = meta.prepare(config.model_copy(update={"learn_start": False}))
+    with pytest.raises(CheckpointError, match="learned other weights"):
+        other.resume()
