@@ -19,3 +19,9 @@ class ConfigError(MetagpenError):
 
 class DataError(MetagpenError):
     """A dataset folder, list or split is missing something or contradicts itself."""
+
+
+class PersonNotFound(DataError, KeyError):
+    """A store holds no person of that name."""
+
+    __str__ = Exception.__str__  # KeyError would show the message in quotes

@@ -1,9 +1,15 @@
-"""Letting a process keep the memory it has freed, for programs that compute on the CPU for long."""
+"""How much memory there is, and letting a process keep what it has freed when it computes on the CPU for long."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # parameters of glibc's mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -24,3 +30,27 @@ def keep_freed_memory() -> bool:
         return False
     wanted = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28))
     return all([mallopt(parameter, value) for parameter, value in wanted])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could still be taken on a device: a GPU's own, else the machine's, or less where a control group
+    (a container) limits it. Systems that do not say what is free are counted as half empty."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except OSError:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return min(available, control_group_memory())
+
+
+def control_group_memory(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes left under the limit of the process' control group (version 2), without one all there can be."""
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return sys.maxsize
+    return sys.maxsize if limit == "max" else max(0, int(limit) - int(used))

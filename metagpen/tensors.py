@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 
@@ -28,3 +29,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of the file that `write_tensors` would write."""
+    return save({name: value.contiguous() for name, value in tensors.items()}, metadata=dict(metadata))
+
+
+def unpack_tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of the content of a safetensors file; its errors are of undocumented types."""
+    tensors = load(data)
+    header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__", {})

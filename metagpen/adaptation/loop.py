@@ -15,15 +15,18 @@ from torch import Tensor
 
 from .. import degrade, recognise
 from ..config import Config
-from ..errors import ConfigError, PhotoError
+from ..errors import ConfigError, MetagpenError, PhotoError
 from ..faces import FFHQ_LANDMARKS, single_face, to_tensor
 from ..faces.photo import PhotoSource
 from ..gpen.discriminator import Discriminator
 from ..losses import RecogniserLoss, gradient_l1, l1
+from ..memory import free_memory
 from ..model import MetaGPEN
 from ..person import AdapterSpec, Parameters, Person, mean_identity, new_parameters, personal_forward
 from . import adversarial
 from .optimise import Optimiser, new_optimiser, warmup_cosine
+
+OnError = Callable[[str, Exception], None]
 
 
 class AdaptConfig(Config):
@@ -54,7 +57,8 @@ class AdaptConfig(Config):
                                          "optimiser, rates, spec and initial values given here")
     seed: int = 0
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
-    people_per_batch: int = Field(8, gt=0)
+    people_per_batch: int = Field(0, ge=0, description="how many learn at a time; 0: as memory allows, at most 8 on a "
+                                                       "CPU and 64 on a GPU")
     adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
     adversarial: float = 0.02
     lr_critic: float = 1e-3
@@ -114,41 +118,95 @@ def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int = 
 
     Deterministic for a seed on one machine. Raises PhotoError for no photo, or for one that shows no usable face.
     """
-    config = (config or AdaptConfig()).model_copy(update={"steps": steps, "start": start, "seed": seed})
+    config = (config or AdaptConfig()).model_copy(update={"steps": steps, "start": start, "seed": seed,
+                                                             "people_per_batch": 1})
     one = {"": photos}
     return next(iter(adapt_stream(model, one.items(), config, recogniser, critic, progress)))[1]
 
 
-def adapt_many(model: MetaGPEN, people: Mapping[str, Sequence[PhotoSource] | Tensor], steps: int = 32, *,
-               start: bool = True, seed: int = 0, config: AdaptConfig | None = None,
-               recogniser: recognise.Recogniser | None = None, progress: bool = False) -> dict[str, Person]:
-    """`adapt` for many people, several in one batch: {name: photos} -> {name: Person}.
-
-    A person's result does not depend on who shares the batch, up to float rounding.
-    """
-    config = (config or AdaptConfig()).model_copy(update={"steps": steps, "start": start, "seed": seed})
-    return dict(adapt_stream(model, people.items(), config, recogniser, None, progress))
-
-
 def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSource] | Tensor]], config: AdaptConfig,
                  recogniser: recognise.Recogniser | None = None, critic: Discriminator | None = None,
-                 progress: bool = False) -> Iterator[tuple[str, Person]]:
-    """People as they come, `config.people_per_batch` at a time, so that any number of them fits in memory."""
-    people = iter(people)
+                 progress: bool = False, on_error: OnError | None = None) -> Iterator[tuple[str, Person]]:
+    """People as they come, `config.people_per_batch` at a time, so that any number of them fits in memory.
+
+    on_error: called with (name, error) for everybody who cannot be learned, and who is then left out; None: the error
+    is raised.
+    """
     if config.adversarial_steps and critic is None:
         raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
     config = config.for_model(model)
     recogniser = recogniser or default_recogniser(model, config)
-    while group := list(islice(people, config.people_per_batch)):
-        albums = [album(photos, model.size, model.device) for _, photos in group]
-        began = time.perf_counter()
-        parameters = learn(model, albums, config, recogniser, progress)
-        if config.adversarial_steps:
-            parameters = adversarial.refine(model, albums, parameters, config, recogniser, critic)
-        seconds = (time.perf_counter() - began) / len(group)
-        for i, ((name, _), own) in enumerate(zip(group, albums, strict=True)):
-            mine = {key: value[i:i + 1].half().float() for key, value in parameters.items()}  # as its file will hold it
-            yield name, Person(model, config.spec, mine, describe(model, config, recogniser, len(own), seconds))
+    size = config.people_per_batch or people_that_fit(model, config, recogniser)
+    usable = albums(model, people, on_error)
+    while group := list(islice(usable, size)):
+        yield from learn_group(model, group, config, recogniser, critic, progress, on_error)
+
+
+def albums(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSource] | Tensor]],
+           on_error: OnError | None) -> Iterator[tuple[str, Album]]:
+    """The aligned photos of each person, without those people whose photos cannot be used."""
+    for name, photos in people:
+        try:
+            own = album(photos, model.size, model.device)
+        except (MetagpenError, OSError) as error:
+            if on_error is None:
+                raise
+            on_error(name, error)
+        else:
+            yield name, own
+
+
+def learn_group(model: MetaGPEN, group: Sequence[tuple[str, Album]], config: AdaptConfig,
+                recogniser: recognise.Recogniser | None, critic: Discriminator | None, progress: bool,
+                on_error: OnError | None) -> Iterator[tuple[str, Person]]:
+    """The people of one batch."""
+    own = [photos for _, photos in group]
+    began = time.perf_counter()
+    parameters = learn(model, own, config, recogniser, progress)
+    if config.adversarial_steps:
+        parameters = adversarial.refine(model, own, parameters, config, recogniser, critic)
+    seconds = (time.perf_counter() - began) / len(group)
+    for i, (name, photos) in enumerate(group):
+        mine = {key: value[i:i + 1].half().float() for key, value in parameters.items()}  # as its file will hold it
+        if all(bool(value.isfinite().all()) for value in mine.values()):
+            yield name, Person(model, config.spec, mine, describe(model, config, recogniser, len(photos), seconds))
+            continue
+        error = ConfigError(f"learning '{name}' diverged (numbers that are not finite); lower lr_latent and lr_tail")
+        if on_error is None:
+            raise error
+        on_error(name, error)
+
+
+def people_that_fit(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None) -> int:
+    """How many people to learn at a time: half of the free memory over what one person takes, at most 8 on a CPU
+    (results would come later) and 64 elsewhere."""
+    most = 8 if model.device.type == "cpu" else 64
+    if not config.steps:
+        return most  # the start alone keeps nothing for gradients
+    return max(1, min(most, free_memory(model.device) // 2 // bytes_per_person(model, config, recogniser)))
+
+
+def bytes_per_person(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None) -> int:
+    """Memory of a gradient step per person: twice what the loss of one grey photo keeps for its gradients, the other
+    half being for what is computed on the way."""
+    grey = [album(torch.zeros(1, 3, model.size, model.size), model.size, model.device)]
+    offset = start_offset(model, grey, recogniser) if config.start and model.start is not None else None
+    begun = begin(model, config, 1, torch.Generator().manual_seed(0), offset)
+    parameters = {name: value.requires_grad_() for name, value in begun.items()}
+    objective = Objective(model, config, recogniser, offset)
+    support = draw(grey, objective.degradation, config, [torch.Generator().manual_seed(0)])
+    shared = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in shared:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        objective(parameters, *support)
+    return 2 * sum(kept.values()) + sum(value.nbytes for value in parameters.values())
 
 
 def default_recogniser(model: MetaGPEN, config: AdaptConfig) -> recognise.Recogniser | None:

@@ -2,7 +2,9 @@
 
 from .adapter import AdapterSpec, Parameters, new_parameters, personal_forward
 from .person import Person
+from .serving import restore_many
 from .start import IdentityStart, mean_identity
+from .store import PersonStore
 
-__all__ = ["AdapterSpec", "IdentityStart", "Parameters", "Person", "mean_identity", "new_parameters",
-           "personal_forward"]
+__all__ = ["AdapterSpec", "IdentityStart", "Parameters", "Person", "PersonStore", "mean_identity", "new_parameters",
+           "personal_forward", "restore_many"]

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, PhotoError
 from ..faces import paste_back, single_face, to_pil, to_tensor
 from ..faces.photo import PhotoSource, load_photo
-from ..tensors import write_tensors
+from ..tensors import pack_tensors, unpack_tensors, write_tensors
 from .adapter import AdapterSpec, Parameters, new_parameters, personal_forward
 
 if TYPE_CHECKING:
@@ -75,27 +74,45 @@ class Person:
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path.with_name(path.name + ".safetensors")
+        return write_tensors(path, *self._content())
+
+    def to_bytes(self, **header: str) -> bytes:
+        """What `save` writes, with more lines for the file's header."""
+        tensors, own = self._content()
+        return pack_tensors(tensors, own | header)
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {name: value[0].detach().half().cpu() for name, value in self.parameters.items()}
-        header = {"format": FORMAT, "model": self.model.fingerprint, "spec": json.dumps(self.spec.to_dict()),
-                  "metadata": json.dumps(self.metadata)}
-        return write_tensors(path, tensors, header)
+        return tensors, {"format": FORMAT, "model": self.model.fingerprint, "spec": json.dumps(self.spec.to_dict()),
+                         "metadata": json.dumps(self.metadata)}
 
     @classmethod
     def load(cls, path: str | Path, model: MetaGPEN) -> Person:
         """Read a Person for `model`. Raises CheckpointError for a damaged file or one made on another model."""
         if not Path(path).is_file():
             raise CheckpointError(f"{path}: no such Person file")
+        return cls.from_bytes(Path(path).read_bytes(), model, str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, model: MetaGPEN, source: str = "the given bytes") -> Person:
+        """Read the content of a Person file; `source` is what errors call it. Raises CheckpointError as `load`."""
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                parameters = {key: file.get_tensor(key).float()[None].to(model.device) for key in file.keys()}
+            tensors, header = unpack_tensors(data)
         except Exception as error:  # safetensors raises its own, undocumented error types
-            raise CheckpointError(f"{path}: not a readable Person file ({error})") from error
+            raise CheckpointError(f"{source}: not a readable Person file ({error})") from error
         if header.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: a safetensors file, but not a Person (format {header.get('format')!r}, "
+            raise CheckpointError(f"{source}: a safetensors file, but not a Person (format {header.get('format')!r}, "
                                   f"expected {FORMAT!r})")
         if header["model"] != model.fingerprint:
-            raise CheckpointError(f"{path}: this Person was learned on another model (its fingerprint begins "
+            raise CheckpointError(f"{source}: this Person was learned on another model (its fingerprint begins "
                                   f"{header['model'][:12]}, this one's {model.fingerprint[:12]}); load that model, or "
                                   "adapt again from the photos")
+        parameters = {name: value.float()[None].to(model.device) for name, value in tensors.items()}
         return cls(model, AdapterSpec(**json.loads(header["spec"])), parameters, json.loads(header["metadata"]))
+
+    def compress(self, tail_rank: int | None = None, latent_rank: int | None = None,
+                 max_bytes: int | None = None) -> Person:
+        """A smaller Person of lower rank, the nearest one in every tensor (see `metagpen.person.compress`)."""
+        from .compress import compress
+
+        return compress(self, tail_rank, latent_rank, max_bytes)

@@ -1,0 +1,90 @@
+"""Restoring photos of different people together: one forward pass, everybody with their own adapter."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError, PhotoError
+from .adapter import AdapterSpec, Gate, personal_forward
+from .person import Person
+
+if TYPE_CHECKING:
+    from ..model import MetaGPEN
+
+
+@torch.no_grad()
+def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, strength: float | Sequence[float] = 1.0,
+                 batch: int = 64) -> Tensor:
+    """`persons[i].restore_batch` of images[i], for all of them together: aligned faces [N, 3, S, S] in [-1, 1] -> same.
+
+    persons: one for each image, in any order, the same one as often as they have photos. strength: one for all, or one
+    for each image; those at 0 get the generic model. batch: most images in a pass, which is what bounds memory.
+
+    Equal to one at a time up to float rounding (at 128 px in float32 below 1e-4 of the range [-1, 1]). Persons of
+    another AdapterSpec go in a pass of their own. Raises PhotoError for other shapes, CheckpointError for a Person of
+    another model, ConfigError for strengths outside [0, 1] or counts that differ.
+    """
+    strengths = check(model, persons, images, strength, batch)
+    restored = torch.empty(images.shape, device=model.device)
+    for chosen in passes(persons, strengths, batch):
+        part = images[chosen].to(model.device, memory_format=torch.channels_last)
+        if not strengths[chosen[0]]:
+            restored[chosen] = model.restore(part)
+            continue
+        together = people_of([persons[i] for i in chosen])
+        parameters = {name: torch.cat([person.parameters[name] for person in together])
+                      for name in together[0].parameters}
+        gate = weighted(model.gate, torch.tensor([strengths[i] for i in chosen]).to(part))
+        restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, gate=gate).clamp(-1, 1)
+    return restored
+
+
+def check(model: MetaGPEN, persons: Sequence[Person], images: Tensor, strength: float | Sequence[float],
+          batch: int) -> list[float]:
+    """The strength of each image, after everything that was given has been looked at."""
+    size = model.size
+    if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise PhotoError(f"this model restores aligned faces [N, 3, {size}, {size}], not {shape}")
+    strengths = [float(strength)] * len(images) if isinstance(strength, (int, float)) else [float(s) for s in strength]
+    if not len(images) == len(persons) == len(strengths):
+        raise ConfigError(f"{len(images)} images, {len(persons)} persons, {len(strengths)} strengths: one of each per "
+                          "image is needed")
+    if batch < 1 or not all(0 <= value <= 1 for value in strengths):
+        raise ConfigError("strength must lie in [0, 1], and batch be at least 1")
+    for person in {id(person): person for person in persons}.values():
+        if person.model is not model and person.model.fingerprint != model.fingerprint:
+            raise CheckpointError("a Person was learned on another model than the one that should restore with it; "
+                                  "load its model, or adapt again from the photos")
+    return strengths
+
+
+def passes(persons: Sequence[Person], strengths: Sequence[float], batch: int) -> Iterator[list[int]]:
+    """Indices of the images that go through the network together: one spec or the generic model, people adjacent."""
+    groups: dict[AdapterSpec | None, dict[int, list[int]]] = {}
+    for i, person in enumerate(persons):
+        groups.setdefault(person.spec if strengths[i] else None, {}).setdefault(id(person), []).append(i)
+    for group in groups.values():
+        indices = [i for own in group.values() for i in own]
+        for first in range(0, len(indices), batch):
+            yield indices[first:first + batch]
+
+
+def people_of(persons: Sequence[Person]) -> list[Person]:
+    """The people of a pass whose images lie person by person, each for the same number of them: somebody with k times
+    as many images is there k times."""
+    return list(persons[::math.gcd(*Counter(map(id, persons)).values())])
+
+
+def weighted(gate: Gate | None, strengths: Tensor) -> Gate:
+    """A gate that also applies every image's own strength [N]."""
+    def shares(images: Tensor) -> Tensor:
+        return strengths[:, None] * (1 if gate is None else gate(images))
+
+    return shares

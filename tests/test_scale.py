@@ -1,0 +1,248 @@
+"""Many people: bounded memory, bad people, interruption, Ray."""
+
+import json
+import os
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_adapt import FAST, equal, faces
+from test_cli import error_line, run
+
+from metagpen.adaptation import adapt, adapt_many, loop
+from metagpen.errors import ConfigError, DataError, MetagpenError, PhotoError
+from metagpen.memory import control_group_memory, free_memory
+from metagpen.person import PersonStore
+
+close = partial(torch.testing.assert_close, rtol=0, atol=2e-3)  # parameters are rounded to half precision
+PAIRS = FAST.model_copy(update={"people_per_batch": 2})
+
+
+@pytest.fixture
+def learn(tiny_model, tiny_recogniser):
+    def run_it(people, config=PAIRS, **more):
+        return adapt_many(tiny_model, people, more.pop("steps", 1), config=config, recogniser=tiny_recogniser, **more)
+
+    return run_it
+
+
+@pytest.fixture
+def store(tiny_model, tmp_path):
+    return PersonStore(tmp_path / "people", tiny_model)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    file = tmp_path / "damaged.jpg"
+    file.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    return file
+
+
+@pytest.fixture
+def faceless(tmp_path):
+    file = tmp_path / "faceless.png"
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(file)
+    return file
+
+
+def test_people_are_taken_from_an_iterator_one_batch_at_a_time_and_written_as_they_finish(learn, store):
+    taken = []
+
+    def people():
+        for i in range(7):
+            assert len(store) >= len(taken) - 2  # nobody waits beside the batch
+            taken.append(i)
+            yield f"p{i}", faces(1 + i % 3, i)
+
+    assert learn(people(), store=store) is store
+    assert set(store) == {f"p{i}" for i in range(7)}
+    assert store["p4"].metadata["shots"] == 2
+
+
+def test_bad_people_are_reported_and_left_out_and_the_others_are_as_without_them(learn, damaged, faceless):
+    good = {name: faces(2, seed) for seed, name in enumerate("abc")}
+    people = [("a", good["a"]), ("x", [damaged]), ("b", good["b"]), ("y", [faceless]), ("z", []), ("c", good["c"]),
+              ("a", good["b"]), ("w", [damaged.with_name("missing.jpg")])]
+    failures = []
+    found = learn(people, on_error=lambda name, error: failures.append((name, error)))
+    assert list(found) == ["a", "b", "c"]
+    assert [name for name, _ in failures] == ["x", "y", "z", "a", "w"]
+    assert all(isinstance(error, MetagpenError) for _, error in failures)
+    assert "damaged.jpg" in str(failures[0][1]) and "given twice" in str(failures[3][1])
+    alone = learn(good)
+    assert all(equal(found[name], alone[name]) for name in good)
+
+
+def test_without_on_error_the_first_bad_person_is_raised(learn, damaged):
+    with pytest.raises(PhotoError, match="damaged.jpg"):
+        learn({"a": faces(1), "x": [damaged]})
+    with pytest.raises(DataError, match="'a' is given twice"):
+        learn([("a", faces(1)), ("a", faces(2))])
+
+
+def test_somebody_whose_learning_diverges_does_not_spoil_the_others(learn):
+    broken = torch.stack(faces(1))
+    broken[0, 0, 0, 0] = float("nan")
+    people = {"a": faces(2), "x": broken, "b": faces(1)}
+    failures = []
+    found = learn(people, FAST.model_copy(update={"people_per_batch": 3}),
+                  on_error=lambda name, error: failures.append((name, str(error))))
+    assert list(found) == ["a", "b"] and len(failures) == 1 and "learning 'x' diverged" in failures[0][1]
+    assert all(value.isfinite().all() for person in found.values() for value in person.parameters.values())
+    with pytest.raises(ConfigError, match="diverged"):
+        learn({"x": broken})
+
+
+def test_an_interrupted_run_goes_on_without_redoing_or_losing_anybody(learn, store, monkeypatch):
+    people = {f"p{i}": faces(2, i) for i in range(5)}
+    learned, plain = [], loop.learn
+
+    def counted(model, albums, *rest):
+        if len(learned) == 2 and not len(store) > 2:
+            learned.append(0)
+            raise KeyboardInterrupt
+        learned.append(len(albums))
+        return plain(model, albums, *rest)
+
+    monkeypatch.setattr(loop, "learn", counted)
+    with pytest.raises(KeyboardInterrupt):
+        learned.append(0)
+        learn(people, store=store)
+    assert sorted(store) == ["p0", "p1"]
+    before = {name: os.stat(store.path(name)).st_mtime_ns for name in store}
+    learned.clear()
+    learn(people, store=store)
+    assert sorted(store) == sorted(people) and sum(learned) == 3
+    assert all(os.stat(store.path(name)).st_mtime_ns == time for name, time in before.items())
+    whole = learn(people)
+    photo = torch.rand(1, 3, 16, 16)
+    for name in people:  # who shares a batch with whom may have changed
+        close(store[name].restore_batch(photo), whole[name].restore_batch(photo))
+
+
+def test_a_store_is_not_filled_with_other_settings(learn, store, tmp_path):
+    learn({"a": faces(1)}, store=store)
+    learn({"b": faces(1)}, FAST.model_copy(update={"people_per_batch": 1}), store=store)  # no matter to anybody
+    with pytest.raises(ConfigError, match=r"steps = 1 \(now 3\)"):
+        learn({"c": faces(1)}, steps=3, store=store)
+    settings = tmp_path / "people" / "adapt_many.json"
+    assert json.loads(settings.read_text())["recogniser"] == "tests"
+    settings.write_text("{")
+    with pytest.raises(DataError, match="adapt_many.json"):
+        learn({"c": faces(1)}, store=store)
+
+
+def test_the_batch_follows_the_memory(tiny_model, tiny_recogniser, monkeypatch):
+    config = FAST.for_model(tiny_model)
+    one = loop.bytes_per_person(tiny_model, config, tiny_recogniser)
+    more = loop.bytes_per_person(tiny_model, config.model_copy(update={"batch_size": 8}), tiny_recogniser)
+    assert 1.6 < more / one < 2.1  # 8 pictures a step in place of 4
+    for free, people in ((0, 1), (7 * one, 3), (1000 * one, 8)):
+        monkeypatch.setattr(loop, "free_memory", lambda device, free=free: free)
+        assert loop.people_that_fit(tiny_model, config, tiny_recogniser) == people
+
+
+def test_an_automatic_batch_learns_the_same_people(learn, tiny_model, tiny_recogniser, monkeypatch):
+    sizes, plain = [], loop.learn
+    monkeypatch.setattr(loop, "learn", lambda model, albums, *rest: sizes.append(len(albums)) or plain(
+        model, albums, *rest))
+    monkeypatch.setattr(loop, "people_that_fit", lambda *_: 3)
+    people = {f"p{i}": faces(1, i) for i in range(4)}
+    found = learn(people, FAST)
+    assert sizes == [3, 1]
+    alone = adapt(tiny_model, people["p3"], 1, config=FAST, recogniser=tiny_recogniser)
+    assert equal(found["p3"], alone)
+    assert len(learn(people, FAST, batch=4)) == 4 and sizes[-1] == 4
+
+
+def test_free_memory(tmp_path):
+    assert free_memory(torch.device("cpu")) > 2**20
+    assert control_group_memory(tmp_path) > 2**60
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert control_group_memory(tmp_path) == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert control_group_memory(tmp_path) > 2**60
+
+
+def test_impossible_combinations(learn, store, tiny_model):
+    for more, message in (({"engine": "spark"}, "not known"), ({"engine": "ray"}, "a store"),
+                          ({"workers": 2}, "Ray engine"), ({"batch": -1}, "people_per_batch")):
+        with pytest.raises(ConfigError, match=message):
+            learn({"a": faces(1)}, **more)
+
+
+def test_the_command(tmp_path, tiny_model, monkeypatch, damaged):
+    import metagpen
+
+    monkeypatch.setattr(metagpen, "load", lambda *_, **__: tiny_model)
+    photos = tmp_path / "photos"
+    for name in ("ada", "Bob"):
+        (photos / name).mkdir(parents=True)
+    (photos / "ada" / "1.jpg").write_bytes(damaged.read_bytes())
+    tiny_model.start = None
+    result = run("adapt-many", photos, "-o", tmp_path / "people", "--steps", 0)
+    assert result.exit_code == 1
+    assert "Bob: no photo given" in result.stderr and "ada: photo" in result.stderr
+    assert "0 people are in" in result.output and "2 could not be learned" in result.output
+    for album, name in ((faces(2), "eve"), (faces(1), "Fay")):
+        monkeypatch.setattr(loop, "album", lambda *_, album=album: loop.Album(torch.stack(album), torch.zeros(9, 5, 2)))
+        (photos / name).mkdir()
+        (photos / name / "1.png").write_bytes(b"")
+    result = run("adapt-many", photos, "-o", tmp_path / "people", "--steps", 0)
+    assert result.exit_code == 0, result.output
+    assert "4 people are in" in result.output and sorted(PersonStore(tmp_path / "people", tiny_model)) == [
+        "Bob", "Fay", "ada", "eve"]
+    assert "no such folder" in error_line("adapt-many", tmp_path / "nowhere", "-o", tmp_path / "people")
+    assert "no sub-folders" in error_line("adapt-many", photos / "ada", "-o", tmp_path / "people")
+
+
+class KillsItsWorker(list):
+    """Photos whose worker is killed when it first looks at them."""
+
+    def __init__(self, photos, marker):
+        super().__init__(photos)
+        self.marker = marker
+
+    def __reduce__(self):
+        return KillsItsWorker, (self[:], self.marker)  # list(self) would look at them here
+
+    def __iter__(self):
+        if not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__iter__()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray of this machine with three workers."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "150")  # busy machines are slow to begin
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'metagpen[ray]')")
+    paths = os.pathsep.join(p for p in (os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")) if p)
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=10**8,
+             runtime_env={"env_vars": {"PYTHONPATH": paths}})
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.timeout(600)
+def test_ray_loses_nobody_when_a_worker_is_killed(cluster, learn, store, tmp_path, damaged):
+    people = {f"p{i}": faces(2, i) for i in range(9)}
+    marker, failures = tmp_path / "killed", []
+    given = people | {"p4": KillsItsWorker(people["p4"], marker), "x": [damaged]}
+    learn(given, store=store, engine="ray", workers=3, on_error=lambda name, error: failures.append(name))
+    assert marker.exists() and sorted(store) == sorted(people) and failures == ["x"]
+    here = learn(people)
+    photo = torch.rand(1, 3, 16, 16)
+    for name in people:
+        close(store[name].restore_batch(photo), here[name].restore_batch(photo))
+
+
+def test_ray_needs_a_store_that_its_workers_see(cluster, learn, tiny_model):
+    with pytest.raises(ConfigError, match="only this process"):
+        learn({"a": faces(1)}, store=PersonStore("memory://here", tiny_model), engine="ray")
