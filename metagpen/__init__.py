@@ -10,9 +10,12 @@ _EXPORTS = {
     "load": "weights",
     "MetaGPEN": "model",
     "Person": "person",
+    "PersonStore": "person",
+    "restore_many": "person",
     "AdaptConfig": "adaptation",
     "adapt": "adaptation",
     "adapt_many": "adaptation",
+    "shots_curve": "evaluate.curve",
 }
 
 __all__ = [*_EXPORTS, "__version__"]
@@ -21,8 +24,11 @@ if TYPE_CHECKING:
     from .adaptation import AdaptConfig as AdaptConfig
     from .adaptation import adapt as adapt
     from .adaptation import adapt_many as adapt_many
+    from .evaluate.curve import shots_curve as shots_curve
     from .model import MetaGPEN as MetaGPEN
     from .person import Person as Person
+    from .person import PersonStore as PersonStore
+    from .person import restore_many as restore_many
     from .weights import load as load
 
 

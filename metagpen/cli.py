@@ -174,6 +174,64 @@ def adapt(
     out.print(f"Learned from {len(files)} photo(s) in {person.metadata['seconds']} s: {file.resolve()}")
 
 
+@app.command("adapt-many")
+def adapt_many(
+    photos: Annotated[Path, typer.Argument(help="Folder with one sub-folder of photos per person.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The store: a folder or a URL that fsspec knows.")],
+    model: Model = "embedded",
+    steps: Annotated[int | None, typer.Option(min=0, help="Gradient steps [32]; 0: the start alone.")] = None,
+    start: Annotated[
+        bool | None, typer.Option("--start/--no-start", help="Begin from the identity-conditioned start, or from zero.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes every random draw [0].")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="People at a time [as many as memory allows].")] = None,
+    engine: Annotated[str, typer.Option(help="'embedded' learns here, 'ray' on the workers of a Ray cluster.")] = (
+        "embedded"
+    ),
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray's workers [one per GPU, or per CPU].")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+) -> None:
+    """Learn many people into a store; after an interruption the same command goes on."""
+    import metagpen
+
+    people = people_folders(photos)
+    flags = given_flags(steps=steps, start=start, seed=seed, people_per_batch=batch)
+    settings = metagpen.AdaptConfig.from_yaml(config, (overrides or []) + flags)
+    store = metagpen.PersonStore(output, metagpen.load(model, device=pick_device(device)))
+    failed: list[str] = []
+
+    def report(name: str, error: Exception) -> None:
+        failed.append(name)
+        say_error(f"{name}: {' '.join(str(error).split())}")
+
+    metagpen.adapt_many(
+        store.model, people, settings.steps, start=settings.start, seed=settings.seed, config=settings, store=store,
+        on_error=report, engine=engine, workers=workers, progress=True,
+    )
+    lost = f" ({len(failed)} could not be learned)" if failed else ""
+    out.print(f"{len(store)} people are in {output}{lost}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def people_folders(folder: Path) -> dict[str, list[Path]]:
+    """{name of a sub-folder: the photos in it}. Raises DataError for a folder without any."""
+    from .faces import PHOTO_SUFFIXES
+
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    people = {
+        own.name: sorted(file for file in own.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
+        for own in sorted(folder.resolve().iterdir())
+        if own.is_dir()
+    }
+    if not people:
+        raise DataError(f"{folder}: no sub-folders; one per person is needed, with the photos in it")
+    return people
+
+
 @app.command()
 def restore(
     source: Annotated[Path, typer.Option("--input", "-i", help="A photo, or a folder of them.")],
@@ -238,6 +296,28 @@ def compare(
     out.print(table)
     if output:
         write_text(output, json.dumps(figures, indent=1) + "\n")
+
+
+@app.command()
+def curve(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Measure quality against photos, steps and seconds, for us, rivals and controls; goes on where it was killed."""
+    from .evaluate.curve import ROWS, CurveConfig, run_curve
+
+    rows, folder = run_curve(CurveConfig.from_yaml(config, overrides or []))
+    out.print(f"{len(rows)} rows: {(folder / ROWS).resolve()}")
+
+
+@app.command("curve-report")
+def curve_report(
+    rows: Annotated[Path, typer.Argument(help="The rows that `metagpen curve` wrote (.jsonl or .jsonl.gz).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables, plots and the page.")],
+    previews: Annotated[Path | None, typer.Option(help="Folder of pictures [previews, beside the rows].")] = None,
+) -> None:
+    """Tables (Markdown, CSV), plots (PNG, SVG) and one self-contained HTML page from the rows of `curve`."""
+    from .evaluate.curve_report import write_report
+
+    for path in write_report(rows, output, previews):
+        out.print(str(path.resolve()))
 
 
 @app.command("mine-identities")

@@ -13,7 +13,8 @@ import metagpen
 from metagpen.cli import app, given_flags, restore_targets
 from metagpen.errors import DataError
 
-COMMANDS = ("demo", "pairs", "train", "adapt", "restore", "evaluate", "compare", "weights")
+COMMANDS = ("demo", "pairs", "train", "meta-train", "adapt", "adapt-many", "restore", "evaluate", "compare", "curve",
+            "curve-report", "mine-identities", "weights")
 
 
 def run(*arguments: object):

@@ -29,6 +29,11 @@ class Method:
 
 
 UNDAMAGED = "none"
+LEVELS = {  # degradations of evaluation by name: what of `degrade.by_name`, and its settings
+    "moderate": ("bsrgan", {"scale": 1}),
+    "hard": ("heavy", {"face_px": (16, 16)}),
+    "extreme": ("heavy", {"face_px": (8, 8)}),
+}
 METHOD_NAMES = ("input", "generic", "start", "adapt", "zero", "wrong-start", "wrong-adapt", report.CEILING)
 
 
@@ -79,30 +84,46 @@ class Scorer:
         self.truth = {name: metrics.embeddings(net, task.queries, task.landmarks) for name, net in recognisers.items()}
 
     def __call__(self, images: Tensor) -> dict[str, float]:
-        """Means over the queries of every metric of restored images [Q, 3, S, S]."""
+        """Means over the queries of every metric of restored images [Q, 3, S, S].
+
+        identity: against the true photo itself; person: against each *other* true query of the person, so that it
+        asks for who it is and not for this photo; absent with a single query.
+        """
         truth = self.task.queries
         values = {
             "psnr": metrics.psnr(images, truth),
             "ssim": metrics.ssim(images, truth),
             "sharpness": metrics.sharpness(images, truth),
+            "focus": metrics.focus(images),
         }
+        if name := metrics.ms_ssim_name(truth.shape[-1]):
+            values[name] = metrics.ms_ssim(images, truth)
         if self.lpips is not None:
             values["lpips"] = metrics.lpips(self.lpips, images, truth)
         for name, net in self.recognisers.items():
-            cosines = metrics.cosine(metrics.embeddings(net, images, self.task.landmarks), self.truth[name])
+            embedded = metrics.embeddings(net, images, self.task.landmarks)
+            cosines = metrics.cosine(embedded, self.truth[name])
             values |= {f"identity:{name}": cosines, f"deg:{name}": metrics.degrees(cosines)}
+            if len(truth) > 1:
+                others = off_diagonal(embedded @ self.truth[name].T)
+                values |= {f"person:{name}": others, f"person_deg:{name}": metrics.degrees(others)}
         return {key: value.double().mean().item() for key, value in values.items()}
 
     def ceiling(self) -> dict[str, float]:
         """Another true photo in the restoration's place: the mean over all ordered pairs of different queries."""
         values = {}
         for name, truth in self.truth.items():
-            cosines = (truth @ truth.T)[~torch.eye(len(truth), dtype=torch.bool)]
+            cosines = off_diagonal(truth @ truth.T)
             values |= {
                 f"identity:{name}": cosines.double().mean().item(),
                 f"deg:{name}": metrics.degrees(cosines).double().mean().item(),
             }
         return values
+
+
+def off_diagonal(square: Tensor) -> Tensor:
+    """The entries [Q·(Q - 1)] of a square [Q, Q] that compare two different photos."""
+    return square[~torch.eye(len(square), dtype=torch.bool)]
 
 
 def personalise(
@@ -203,7 +224,8 @@ def evaluate(
 
 
 def named_degradations(names: Sequence[str]) -> dict[str, Degrade]:
-    """Degradations by name; `moderate` is BSRGAN at scale 1."""
+    """Degradations by name: those of `degrade.by_name`, and `moderate`, `hard` and `extreme` (see `LEVELS`)."""
     from metagpen import degrade
 
-    return {name: degrade.by_name("bsrgan", scale=1) if name == "moderate" else degrade.by_name(name) for name in names}
+    levels = {name: LEVELS.get(name, (name, {})) for name in names}
+    return {name: degrade.by_name(base, **settings) for name, (base, settings) in levels.items()}

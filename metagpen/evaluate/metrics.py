@@ -65,6 +65,57 @@ def ssim(restored: Tensor, truth: Tensor) -> Tensor:
     return values.reshape(-1)
 
 
+# Weights of MS-SSIM's scales, fine to coarse, as published; fewer scales take the first, scaled to the same sum.
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def ms_ssim_scales(size: int) -> int | None:
+    """How many scales of MS-SSIM fit images of this side with the 11 px window: 5 from 176 px, 4 from 99 px, or None.
+
+    With fewer than four it would hardly differ from SSIM, and is said to be not available.
+    """
+    return 5 if size >= 176 else 4 if size >= 99 else None
+
+
+def ms_ssim_name(size: int) -> str | None:
+    """What MS-SSIM is called at this side: `ms_ssim` with the published five scales, `ms_ssim4` with four of them."""
+    return {5: "ms_ssim", 4: "ms_ssim4", None: None}[ms_ssim_scales(size)]
+
+
+def ms_ssim(restored: Tensor, truth: Tensor) -> Tensor | None:
+    """Multi-scale SSIM [B] (Wang, Simoncelli & Bovik 2003), or None for images below 99 px; see `ms_ssim_scales`."""
+    from metagpen.compat import ensure_torchvision
+
+    ensure_torchvision()  # which the next import wants
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    restored, truth = _pair(restored, truth)
+    scales = ms_ssim_scales(min(truth.shape[-2:]))
+    if scales is None:
+        return None
+    weights = MS_SSIM_WEIGHTS[:scales]
+    total = sum(weights) / sum(MS_SSIM_WEIGHTS)  # the published five add up to 1.0001 and stay as they are
+    betas = tuple(weight / total for weight in weights)
+    values = [
+        multiscale_structural_similarity_index_measure(
+            a[None], b[None], data_range=DATA_RANGE, betas=betas, reduction="none"
+        )
+        for a, b in zip(restored, truth)
+    ]
+    return torch.stack([value.reshape(()) for value in values])
+
+
+def focus(images: Tensor) -> Tensor:
+    """Sharpness without a reference, [B]: standard deviation of the Laplacian of the grey image, of [-1, 1].
+
+    A variant of the focus measure of Pech-Pacheco et al. 2000. A blurred picture has a low one whatever the truth
+    looked like; noise and blocks have a high one, so it convicts blur and acquits nobody.
+    """
+    grey = images.detach().float().clamp(-1, 1).mean(1, keepdim=True)
+    kernel = grey.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    return torch.nn.functional.conv2d(grey, kernel).flatten(1).std(dim=1)
+
+
 def sharpness(restored: Tensor, truth: Tensor) -> Tensor:
     """High-band amplitude relative to the truth, [B]: 1 is as sharp as the truth, 0 has no fine detail.
 

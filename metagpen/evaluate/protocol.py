@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from metagpen import identities
 from metagpen.config import Config
@@ -128,12 +129,15 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def code_fingerprint() -> str:
-    """Twelve hex digits of the SHA-256 over all source that can change a number: records never outlive their code."""
+def code_fingerprint(*more: str) -> str:
+    """Twelve hex digits of the SHA-256 over all source that can change a number: records never outlive their code.
+
+    more: names of further files of this package that take part.
+    """
     package = Path(__file__).resolve().parents[1]
     rooms = ("adaptation", "degrade", "faces", "gpen", "identities", "losses", "person", "recognise")
     files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))] + [package / "model.py"]
-    files += [package / "evaluate" / name for name in ("engine.py", "metrics.py", "tasks.py")]
+    files += [package / "evaluate" / name for name in ("engine.py", "metrics.py", "tasks.py", *more)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
@@ -144,12 +148,17 @@ def preview_path(folder: Path, person: str, degradation: str, method: str, shots
 
 def save_preview(folder: Path, outcome: Outcome, count: int) -> None:
     """The first restored queries side by side as one lossless strip."""
-    from metagpen import faces
-
     record = outcome.record
     path = preview_path(folder, record.person, record.degradation, record.method, record.shots)
+    save_strip(path, outcome.images, count)
+
+
+def save_strip(path: Path, images: Tensor, count: int) -> None:
+    """The first `count` of images [Q, 3, S, S] in [-1, 1] side by side as one lossless picture."""
+    from metagpen import faces
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    faces.to_pil(torch.cat(list(outcome.images[:count]), dim=-1)).save(path)
+    faces.to_pil(torch.cat(list(images[:count]), dim=-1)).save(path)
 
 
 @contextmanager

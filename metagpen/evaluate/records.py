@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -41,15 +42,27 @@ class RecordFile:
         self.records = {record.key: record for record in self._read()}
 
     def _read(self) -> list[Record]:
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a last line without its end was cut off when the run was killed
-        if whole != text:
-            write_text(self.path, whole)
-        return [Record(**json.loads(line)) for line in whole.splitlines()]
+        return [Record(**json.loads(line)) for line in whole_lines(self.path)]
 
     def append(self, record: Record) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+        append_line(self.path, json.dumps(asdict(record)))
         self.records[record.key] = record
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that was appended to line by line; a last one that was cut off is removed from the file."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]  # bytes: a cut may have gone through a letter
+    if whole != data:
+        write_text(path, whole.decode("utf-8"))
+    return whole.decode("utf-8").splitlines()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line and waits until the disk has it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())

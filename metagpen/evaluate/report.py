@@ -36,6 +36,7 @@ ROW_KEYS = (
     "gain_lo",
     "gain_hi",
     "worse",
+    "worst",
     "fraction_of_ceiling",
     "identities",
     "queries",
@@ -44,7 +45,7 @@ ROW_KEYS = (
     "commit",
     "machine",
 )
-LOWER_IS_BETTER = {"lpips", "deg"}
+LOWER_IS_BETTER = {"lpips", "deg", "person_deg"}
 BASELINE = "generic"
 CEILING = "other-photo"
 
@@ -102,6 +103,7 @@ def rows_of(records: Iterable[Record], dataset: str, machine: str, seed: int = 0
                     gain_lo=gain and gain.lo,
                     gain_hi=gain and gain.hi,
                     worse=gain and gain.worse,
+                    worst=gain and gain.worst,
                     fraction_of_ceiling=mean.mean / ceilings[key] if key in ceilings else None,
                     identities=len(members),
                     queries=sum(m.queries for m in members),
@@ -205,6 +207,16 @@ LABELS = {
     "wrong-start": "wrong person's photos, start",
     "wrong-adapt": "wrong person's photos, adapt",
     CEILING: "another true photo (ceiling in kind)",
+    "finetune": "fine-tune, the tutorial's schedule",
+    "finetune@n": "fine-tune, its schedule cut to n steps",
+    "lora-4": "LoRA on the decoder, rank 4",
+    "lora-16": "LoRA on the decoder, rank 16",
+    "latent-only": "W+ offset alone",
+    "full": "every weight",
+    "pivotal": "pivotal tuning",
+    "meta": "start and learned rule",
+    "wrong-person": "wrong person's photos",
+    "reference-average": "blended with the mean face",
 }
 
 
@@ -221,7 +233,7 @@ def with_gain(row: Row | None, digits: int) -> str:
     if row is None:
         return "–"
     text = f"{row['mean']:.{digits}f}"
-    if row["gain"] is None or row["method"] == BASELINE or row["metric"] == "sharpness":
+    if row["gain"] is None or row["method"] == BASELINE or row["metric"] in ("sharpness", "focus"):
         return text
     return text + " ({gain:+.{d}f} [{gain_lo:+.{d}f}, {gain_hi:+.{d}f}])".format(**row, d=digits)
 
@@ -230,12 +242,23 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.0f} %"
 
 
-DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}
-HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "sharpness": "sharpness"}
+def worse_off(row: Row) -> str:
+    """'3 of 25, by 0.041': how many people lost against generic, and how much the one who lost most."""
+    if row["gain"] is None:
+        return "–"
+    return f"{row['worse']} of {row['identities']}" + (f", by {row['worst']:.3f}" if row["worse"] else "")
+
+
+DIGITS = {"psnr": 2, "ssim": 3, "ms_ssim": 3, "ms_ssim4": 3, "lpips": 3, "sharpness": 2, "focus": 3}
+HEADINGS = {"psnr": "PSNR dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "ms_ssim4": "MS-SSIM, 4 scales", "lpips": "LPIPS",
+            "sharpness": "sharpness", "focus": "focus"}  # fmt: skip
 
 
 def figures_table(
-    rows: Sequence[Row], degradation: str, recognisers: Sequence[str], metrics: Sequence[str] = tuple(HEADINGS)
+    rows: Sequence[Row],
+    degradation: str,
+    recognisers: Sequence[str],
+    metrics: Sequence[str] = ("psnr", "ssim", "lpips", "sharpness"),
 ) -> str:
     """The table of one degradation: a line per method; gains against generic with 95 % intervals in brackets.
 
@@ -260,7 +283,7 @@ def figures_table(
             method_label(line[0]),
             *(with_gain(row, 3) for row in identities),
             percent(first["fraction_of_ceiling"]),
-            f"{first['worse']} of {first['identities']}" if shots else "–",
+            worse_off(first) if shots else "–",
             *others,
             f"{line[0]['seconds_per_identity']:.1f}" if shots else "–",
         ]

@@ -26,9 +26,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Gain(Interval):
-    """A mean paired difference, and for how many of the identities it is against the metric's good direction."""
+    """A mean paired difference; for how many identities it goes against the metric's good direction, and how far it
+    goes for the worst of them (0 when it does for nobody)."""
 
     worse: int
+    worst: float
 
 
 def bootstrap_mean(values: Mapping[str, float], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -59,5 +61,6 @@ def paired_gain(
         )
     difference = {name: values[name] - baseline[name] for name in values}
     interval = bootstrap_mean(difference, seed, resamples)
-    worse = sum(d < 0 if higher_is_better else d > 0 for d in difference.values())
-    return Gain(interval.mean, interval.lo, interval.hi, interval.identities, worse)
+    losses = [-d if higher_is_better else d for d in difference.values()]
+    worse = sum(loss > 0 for loss in losses)
+    return Gain(interval.mean, interval.lo, interval.hi, interval.identities, worse, max(0.0, *losses))

@@ -70,18 +70,27 @@ def load_crop(photo: Photo, size: int) -> tuple[Tensor, Tensor]:
     return crop[0], torch.as_tensor(photo.landmarks, dtype=torch.float32).reshape(5, 2) * (size / image.width)
 
 
-def draw(people: People, person: str, shots: int, size: int, seed: int = 0, max_queries: int | None = None) -> Episode:
+def draw(
+    people: People,
+    person: str,
+    shots: int,
+    size: int,
+    seed: int = 0,
+    max_queries: int | None = None,
+    min_queries: int = 2,
+) -> Episode:
     """`shots` support photos in a fixed order, of which fewer shots take the first; the sharp others are queries.
 
     A query's native crop must have been at least `size` px wide before it was resized, or its truth is no truth;
-    photos of unknown native size are trusted. Raises DataError when fewer than two queries are left.
+    photos of unknown native size are trusted. Raises DataError when fewer than `min_queries` are left.
     """
     episode = fixed_episode(people, person, shots, seed, largest=shots)
     sharp = [photo for photo in episode.query if photo.source_side is None or photo.source_side >= size]
-    if len(sharp) < 2:
+    if len(sharp) < min_queries:
+        wanted = "two sharp queries are" if min_queries == 2 else f"{min_queries} sharp query photos are"
         raise DataError(
-            f"person '{person}': besides {shots} support photos only {len(sharp)} is at least {size} px wide; "
-            "two sharp queries are needed"
+            f"person '{person}': besides {shots} support photos only {len(sharp)} of at least {size} px width; "
+            f"{wanted} needed"
         )
     return Episode(person, episode.support, sharp[:max_queries])
 
@@ -93,10 +102,16 @@ def load_support(people: People, person: str, shots: int, size: int, seed: int =
 
 
 def load_task(
-    people: People, person: str, shots: int, size: int, seed: int = 0, max_queries: int | None = None
+    people: People,
+    person: str,
+    shots: int,
+    size: int,
+    seed: int = 0,
+    max_queries: int | None = None,
+    min_queries: int = 2,
 ) -> Task:
     """Support and queries of a person at the model's size."""
-    episode = draw(people, person, shots, size, seed, max_queries)
+    episode = draw(people, person, shots, size, seed, max_queries, min_queries)
     crops, landmarks = zip(*(load_crop(photo, size) for photo in episode.query))
     support = load_support(people, person, shots, size, seed)
     names = tuple(photo.path.name for photo in episode.query)

@@ -1,0 +1,624 @@
+"""Quality against photos, steps and seconds: the shots curve of every method, one tidy row per measured number.
+
+A *unit* is one person under one method, one number of photos and one seed: one run, measured at all its stops and under
+all degradations. Finished units are appended to `units.jsonl`, a line each, so that a killed run loses the units it
+was at and nothing else; `rows.jsonl` holds the rows of all of them in a fixed order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from metagpen import identities
+from metagpen.adaptation.loop import AdaptConfig, album
+from metagpen.config import Config
+from metagpen.errors import ConfigError, DataError
+from metagpen.evaluate import methods, metrics, protocol, report
+from metagpen.evaluate.engine import Scorer, in_batches, named_degradations
+from metagpen.evaluate.methods import SCHEDULES, Rivals
+from metagpen.evaluate.records import append_line, whole_lines
+from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, load_support, load_task
+from metagpen.identities import People
+from metagpen.model import MetaGPEN
+from metagpen.recognise import Recogniser
+
+Row = dict[str, Any]
+
+COLUMNS = (
+    "dataset",
+    "degradation",
+    "method",
+    "shots",
+    "steps",
+    "metric",
+    "recogniser",
+    "identity",
+    "value",
+    "seed",
+    "seconds",
+    "commit",
+    "machine",
+    "threads",
+    "workers",
+    "schedule",
+    "queries",
+)
+MEASURED = ("commit", "machine", "threads", "workers", "seconds")  # what may differ when a run is repeated
+IN_LOSSES = "in losses"  # a recogniser that a loss saw must say so in its label
+UNITS, ROWS, SETTINGS = "units.jsonl", "rows.jsonl", "settings.json"
+
+
+class CurveSettings(Config):
+    """What decides the numbers of a shots curve."""
+
+    methods: list[str] = Field(
+        [
+            "input",
+            "generic",
+            "reference-average",
+            "start",
+            "adapt",
+            "finetune@n",
+            "lora-4",
+            "lora-16",
+            "latent-only",
+            "full",
+            "pivotal",
+            "wrong-person",
+        ],
+        description="names of metagpen.evaluate.methods; meta-KEY: the learned rule of meta_models[KEY]",
+    )
+    shots: list[int] = Field(
+        [1, 2, 4, 8, 16], description="photos to learn from; the most are set aside, fewer are the first of them"
+    )
+    steps: list[int] = Field([0, 4, 8, 16, 32, 64], description="steps after which a method is measured")
+    shots_of: dict[str, list[int]] = Field({}, description="other numbers of photos for single methods")
+    steps_of: dict[str, list[int]] = Field({}, description="other numbers of steps for single methods")
+    schedule: str = Field(
+        "constant",
+        pattern=f"^({'|'.join(SCHEDULES)})$",
+        description="of methods that do not insist on one: constant rates, all stops on one run, "
+        "or per-run, a run with its own cosine for every stop",
+    )
+    degradations: list[str] = Field(
+        ["moderate", "hard", "extreme"], description="BSRGAN at scale 1, faces of 16 px, of 8 px; or others by name"
+    )
+    seeds: list[int] = Field([0], description="each fixes support, damage, lenders and the draws of learning")
+    adapt: AdaptConfig = Field(AdaptConfig(), description="ours, and the losses, batch and degradations of everybody")
+    rivals: Rivals = Rivals()
+    max_queries: int | None = Field(None, ge=1, description="at most so many queries per person; none: all")
+    min_queries: int = Field(2, ge=1, description="people with fewer sharp queries are left out")
+
+    @field_validator("methods", "shots", "steps", "degradations", "seeds")
+    @classmethod
+    def _distinct(cls, values: list) -> list:
+        if not values or len(set(values)) < len(values):
+            raise ValueError("needs one or more different values")
+        return values
+
+    def shots_for(self, name: str) -> list[int]:
+        """Numbers of photos of a method: 0 for one that needs none."""
+        if methods.by_name(name).photos == "none":
+            return [0]
+        return sorted(self.shots_of.get(name, self.shots))
+
+    def stops_for(self, name: str) -> list[int]:
+        """Steps after which a method is measured: 0 for one that takes none."""
+        return sorted(self.steps_of.get(name, self.steps)) if methods.by_name(name).steps else [0]
+
+    def check(self) -> CurveSettings:
+        """Itself. Raises ConfigError for a method that is unknown, or numbers that nobody could measure."""
+        for name in self.methods:
+            if set(self.shots_for(name)) - {0, *self.shots}:
+                raise ConfigError(f"shots_of: {name} asks for numbers of photos that are not in shots")
+            if min(self.stops_for(name), default=-1) < 0:
+                raise ConfigError(f"steps of {name}: one or more numbers from 0 on are needed")
+        if min(self.shots) < 1:
+            raise ConfigError("shots: at least 1 photo is needed to learn from")
+        for name in {*self.shots_of, *self.steps_of} - set(self.methods):
+            raise ConfigError(f"shots_of, steps_of: '{name}' is not among the methods")
+        return self
+
+
+class CurveConfig(CurveSettings):
+    """`metagpen curve`: where things lie, beside what decides the numbers."""
+
+    model: str = Field("embedded", description="checkpoint or name")
+    meta_models: dict[str, str] = Field({}, description="KEY -> a model with a learned rule, for the method meta-KEY")
+    data: str = Field(description="folder with one sub-folder per person")
+    layout: str = Field("folder", description="of `data` and `trained_on`")
+    split_file: str | None = Field(None, description="CSV that assigns people to splits; none: all people")
+    split: str = Field("val", description="the split to measure, with split_file")
+    trained_on: list[str] = Field(
+        [],
+        description="folders of training people (with split_file: their split 'train'); "
+        "nobody and no photo of them may be measured",
+    )
+    recognisers: dict[str, str] = Field(
+        {"embedded (in losses)": "embedded"}, description="label -> recogniser name or file; the first leads the tables"
+    )
+    lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
+    max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
+    batch_size: int = Field(16, ge=1, description="restored photos at a time; changes no number")
+    workers: int = Field(1, ge=1, description="processes; people are shared among them")
+    threads: int | None = Field(None, ge=1, description="of torch, per process; none: all cores, shared")
+    show: list[str] = Field(
+        ["*/lisa", "*/london_*", "album/*"], description="patterns of dataset/person whose photos the report may show"
+    )
+    preview: int = Field(2, ge=0, description="how many photos of each of them to show")
+    work_dir: str = Field("runs/curve", description="a folder per combination of settings; a run continues in its own")
+    output: str | None = Field(None, description="a further copy of the finished rows (.jsonl)")
+    progress: bool = True
+
+
+class Unit(NamedTuple):
+    """One run: a person, a method, a number of photos, a seed."""
+
+    seed: int
+    person: str
+    method: str
+    shots: int
+
+
+@dataclass
+class Case:
+    """One person under one seed, loaded: photos, damaged queries by degradation, scorer, and the lender's photos."""
+
+    task: Task
+    inputs: dict[str, Tensor]
+    score: Scorer
+    lent: Tensor | None
+
+
+@dataclass
+class Bench:
+    """Everything that measuring a unit needs. models: "" is the model, KEY that of the method meta-KEY.
+
+    facts: columns that are the same in every row. A previews folder gets pictures of people who may be shown.
+    """
+
+    models: dict[str, MetaGPEN]
+    losses: dict[str, Recogniser | None]
+    people: People
+    degradations: dict[str, Degrade]
+    recognisers: Mapping[str, metrics.Embedder]
+    settings: CurveSettings
+    facts: dict[str, Any]
+    lpips: torch.nn.Module | None = None
+    batch_size: int = 16
+    previews: Path | None = None
+    preview: int = 2
+    show: Sequence[str] = ()
+    _case: tuple[Any, Case | None] = field(default=(None, None), repr=False)
+
+    def units(self) -> list[Unit]:
+        """All runs, a person's together, in a fixed order."""
+        return [
+            Unit(seed, person, name, shots)
+            for seed in self.settings.seeds
+            for person in sorted(self.people)
+            for name in self.settings.methods
+            for shots in self.settings.shots_for(name)
+        ]
+
+    def cost(self, unit: Unit) -> int:
+        """About how long a unit takes, in steps: for the time left."""
+        stops = self.settings.stops_for(unit.method)
+        return 4 * len(stops) + (sum(stops) if self.schedule(unit.method) == methods.PER_RUN else stops[-1])
+
+    def model(self, name: str) -> tuple[MetaGPEN, Recogniser | None]:
+        """The model that a method works on, and the recogniser in its losses."""
+        key = name.removeprefix("meta-") if name.startswith("meta-") else ""
+        if key not in self.models:
+            raise ConfigError(f"method {name}: no model under meta_models.{key}")
+        return self.models[key], self.losses[key]
+
+    def schedule(self, name: str) -> str:
+        """The schedule of a method; "none" for one without steps."""
+        chosen = methods.by_name(name)
+        return chosen.schedule_of(self.model(name)[0], self.settings.schedule) if chosen.steps else "none"
+
+    def case(self, seed: int, person: str) -> Case:
+        """The loaded person; the last one is kept."""
+        if self._case[0] != (seed, person):
+            size, settings = self.models[""].size, self.settings
+            own_photos_apart(self.people, person, max(settings.shots), size, seed, settings)
+            task = load_task(
+                self.people, person, max(settings.shots), size, seed, settings.max_queries, settings.min_queries
+            )
+            inputs = {name: damage(task, name, degrade, seed) for name, degrade in self.degradations.items()}
+            lent = None
+            if any(methods.by_name(name).photos == "wrong" for name in settings.methods):
+                lender = derangement(list(self.people), seed)[person]
+                lent = load_support(self.people, lender, max(settings.shots), size, seed)
+            self._case = (seed, person), Case(task, inputs, Scorer(task, self.recognisers, self.lpips), lent)
+        return self._case[1]
+
+    def measure(self, unit: Unit) -> list[Row]:
+        """Rows of one run, at every stop and under every degradation."""
+        case, chosen, name = self.case(unit.seed, unit.person), methods.by_name(unit.method), unit.method
+        (model, recogniser), stops, schedule = self.model(name), self.settings.stops_for(name), self.schedule(name)
+        photos = {"none": case.task.support, "own": case.task.support, "wrong": case.lent}[chosen.photos]
+        own = album(list(photos[: unit.shots or None]), model.size, model.device)
+        config = self.settings.adapt.model_copy(update={"seed": unit.seed})
+        lesson = methods.Lesson(model, own, config, self.settings.rivals, recogniser)
+        rows = []
+        for point in methods.checkpoints(chosen, lesson, stops, schedule):
+            for degradation, poor in case.inputs.items():
+                # a run that diverged restores a grey picture, and is scored as one
+                images = in_batches(point.restore, poor, self.batch_size).nan_to_num(0.0)
+                if point.steps == stops[-1] and unit.shots in (0, max(self.settings.shots_for(name))):
+                    self.picture(unit, degradation, case.task, images)
+                for key, value in case.score(images).items():
+                    metric, _, label = key.partition(":")
+                    row = {
+                        **self.facts,
+                        "degradation": degradation,
+                        "method": name,
+                        "shots": unit.shots,
+                        "steps": point.steps,
+                        "metric": metric,
+                        "recogniser": label or None,
+                        "identity": unit.person,
+                        "value": value,
+                        "seed": unit.seed,
+                        "seconds": point.seconds,
+                        "threads": torch.get_num_threads(),
+                        "schedule": schedule,
+                        "queries": len(images),
+                    }
+                    rows.append({column: row[column] for column in COLUMNS})
+        return rows
+
+    def picture(self, unit: Unit, degradation: str, task: Task, images: Tensor) -> None:
+        """Keeps the first restored photos of people who may be shown, under the first seed."""
+        named = f"{self.facts['dataset']}/{unit.person}"
+        if self.previews is None or not self.preview or unit.seed != self.settings.seeds[0]:
+            return
+        if any(fnmatch(named, pattern) for pattern in self.show):
+            for name, what in ((unit.method, images), ("truth", task.queries)):
+                path = protocol.preview_path(self.previews, unit.person, degradation, name, 0)
+                protocol.save_strip(path, what, self.preview)
+
+
+def shots_curve(
+    model: MetaGPEN,
+    dataset: People | str | Path,
+    *,
+    settings: CurveSettings | None = None,
+    recognisers: Mapping[str, metrics.Embedder] | None = None,
+    recogniser: Recogniser | None = None,
+    meta_models: Mapping[str, MetaGPEN] | None = None,
+    trained: People | None = None,
+    folder: str | Path | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    progress: bool = False,
+    lpips: torch.nn.Module | None = None,
+    batch_size: int = 16,
+    preview: int = 2,
+    show: Sequence[str] = (),
+    **changes: Any,
+) -> list[Row]:
+    """Measure methods at numbers of photos and steps on held-out people: one row (`COLUMNS`) per number.
+
+    dataset: `People`, or a folder with a sub-folder per person. settings, and single `changes` to them: methods,
+    shots, steps, degradations, seeds, ... (see `CurveSettings`). recognisers: label -> scorer, default the embedded
+    one; a scorer that is also in the losses must have "in losses" in its label. recogniser: of start and losses,
+    default each model's own. meta_models: for the methods meta-KEY. trained: people of the training; a person or a
+    photo (by SHA-256) in both is an error. folder: where to keep units, so that a killed run continues, and pictures
+    of people whom `show` allows; none: nothing is written. workers: processes; with more than one, scripts need the
+    usual `if __name__ == "__main__"`. threads: of torch in each process. The numbers do not depend on workers, nor on
+    the order of people; for equal threads on one machine they are equal to the bit.
+
+    Raises ConfigError for impossible settings or a folder of another run, DataError for people who cannot be measured.
+    """
+    people = dataset if isinstance(dataset, People) else People.from_folder(dataset)
+    given = (settings or CurveSettings()).model_dump(include=set(CurveSettings.model_fields))
+    settings = CurveSettings.from_dict({**given, **changes}, source="shots_curve").check()
+    if trained is not None:
+        assert_disjoint(people, trained)
+    people = measurable(people, settings, model.size)
+    models = {"": model, **(meta_models or {})}
+    losses = {key: recogniser or methods.recogniser_of(one, settings.adapt) for key, one in models.items()}
+    scorers = recognisers if recognisers is not None else {f"embedded ({IN_LOSSES})": embedded()}
+    say_who_is_in_losses(scorers, losses.values())
+    for key, one in models.items():
+        if one.size != model.size:
+            raise ConfigError(f"meta_models.{key}: works at {one.size} px, the model at {model.size}; sizes must agree")
+    facts = {
+        "dataset": people.set_name or "people",
+        "commit": report.commit(),
+        "workers": workers,
+        "machine": report.machine_line(report.machine()),
+    }
+    bench = Bench(
+        models,
+        losses,
+        people,
+        named_degradations(settings.degradations),
+        scorers,
+        settings,
+        facts,
+        lpips,
+        batch_size,
+        Path(folder) if folder else None,
+        preview,
+        show,
+    )
+    for name in settings.methods:
+        bench.model(name)  # so that a missing one is said before the first hour, not after
+    store = UnitFile(folder, settings_of(bench)) if folder else {}
+    todo = [unit for unit in bench.units() if unit not in store]
+    total = sum(map(bench.cost, bench.units()))
+    try:
+        with progress_bar(progress, total, total - sum(map(bench.cost, todo))) as advance, threads_of(threads, workers):
+            for unit, rows in run_units(bench, todo, workers, threads):
+                store[unit] = rows
+                advance(unit, bench.cost(unit))
+    finally:
+        rows = [row for unit in bench.units() if unit in store for row in store[unit]]
+        if folder:
+            write_rows(Path(folder) / ROWS, rows)
+    return rows
+
+
+def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
+    """`metagpen curve`: load what the config names and measure it; the rows, and the folder that holds them."""
+    import metagpen
+    from metagpen import recognise
+
+    config.check()
+    model = metagpen.load(config.model)
+    others = {key: metagpen.load(path) for key, path in config.meta_models.items()}
+    people, trained = load_people(config)
+    scorers = {label: recognise.load(name) for label, name in config.recognisers.items()}
+    lpips = metrics.load_lpips(path=config.lpips_backbone)
+    settings = CurveSettings(**config.model_dump(include=set(CurveSettings.model_fields)))
+    facts = {
+        **settings.model_dump(),
+        "people": sorted(people),
+        "dataset": people.set_name,
+        "lpips": lpips is not None,
+        "models": {key: one.fingerprint[:12] for key, one in {"": model, **others}.items()},
+        "recognisers": {label: Path(name).name for label, name in config.recognisers.items()},
+        "code": code_fingerprint(),
+    }
+    folder = Path(config.work_dir) / protocol.digest(facts)
+    rows = shots_curve(
+        model,
+        people,
+        settings=settings,
+        recognisers=scorers,
+        meta_models=others,
+        trained=trained,
+        folder=folder,
+        workers=config.workers,
+        threads=config.threads,
+        progress=config.progress,
+        lpips=lpips,
+        batch_size=config.batch_size,
+        preview=config.preview,
+        show=config.show,
+    )
+    if config.output:
+        write_rows(config.output, rows)
+    return rows, folder
+
+
+# --- who is measured -----------------------------------------------------------------------------
+
+
+def load_people(config: CurveConfig) -> tuple[People, People | None]:
+    """The people of the config's split, at most `max_people`, and those of the training, if it is told of any."""
+    people = identities.load_people(config.data, layout=config.layout)
+    trained = identities.load_people(*config.trained_on, layout=config.layout) if config.trained_on else None
+    if config.split_file:
+        parts = identities.split(people, file=config.split_file, strict=False)
+        if config.split not in parts:
+            raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
+        people = parts[config.split]
+        if trained is not None:
+            trained = identities.split(trained, file=config.split_file, strict=False).get("train")
+            if trained is None:
+                raise ConfigError(f"{config.split_file}: trained_on has nobody in its split 'train'")
+    return people.select(list(people)[: config.max_people]), trained
+
+
+def assert_disjoint(measured: People, trained: People) -> None:
+    """Raises DataError when a person (by set and name) or a photo (by SHA-256) is in both."""
+
+    def names(people: People) -> set[str]:
+        return {f"{people.set_name}/{name}" if people.set_name else name for name in people}
+
+    if both := sorted(names(measured) & names(trained)):
+        raise DataError(f"'{both[0]}' (of {len(both)}) is measured and was in training; leave them out of one")
+    seen = {photo.sha256: photo.path for photo in trained.photos()}
+    for photo in measured.photos():
+        if photo.sha256 in seen:
+            raise DataError(f"{photo.path}: the same photo was in training as {seen[photo.sha256]}; remove one")
+
+
+def own_photos_apart(people: People, person: str, shots: int, size: int, seed: int, settings: CurveSettings) -> None:
+    """Raises DataError when a query is, byte for byte, also a support photo of the person."""
+    episode = draw(people, person, shots, size, seed, settings.max_queries, settings.min_queries)
+    support = {photo.sha256: photo.path for photo in episode.support}
+    for photo in episode.query:
+        if photo.sha256 in support:
+            raise DataError(f"{photo.path}: the same photo as {support[photo.sha256]}, a support photo; remove one")
+
+
+def measurable(people: People, settings: CurveSettings, size: int) -> People:
+    """Those with photos enough for the largest support and the queries under every seed. DataError for nobody."""
+
+    def enough(person: str) -> bool:
+        try:
+            for seed in settings.seeds:
+                draw(people, person, max(settings.shots), size, seed, settings.max_queries, settings.min_queries)
+        except DataError:
+            return False
+        return True
+
+    kept = [person for person in people if enough(person)]
+    if not kept:
+        raise DataError(
+            f"nobody in {people} has {max(settings.shots)} photos to learn from and {settings.min_queries} "
+            f"more of at least {size} px; lower shots or min_queries"
+        )
+    return people.select(kept)
+
+
+def embedded() -> Recogniser:
+    from metagpen import recognise
+
+    return recognise.load("embedded")
+
+
+def say_who_is_in_losses(scorers: Mapping[str, Any], losses: Iterable[Recogniser | None]) -> None:
+    """Raises ConfigError when a scorer is a recogniser of the losses and its label does not own up to it."""
+    names = {one.name for one in losses if one is not None}
+    for label, net in scorers.items():
+        if getattr(net, "name", None) in names and IN_LOSSES not in label:
+            raise ConfigError(
+                f"recogniser '{label}' is also in the losses, so its figures flatter; score with another "
+                f"one, or say '{label} ({IN_LOSSES})'"
+            )
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def run_units(
+    bench: Bench, todo: Sequence[Unit], workers: int, threads: int | None
+) -> Iterator[tuple[Unit, list[Row]]]:
+    """Units as they are done: here, in order, or by worker processes, in the order in which they finish."""
+    if workers == 1 or not todo:
+        yield from ((unit, bench.measure(unit)) for unit in todo)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker, (pickled(bench), torch.get_num_threads()))
+    try:
+        running = {pool.submit(measure_in_worker, unit): unit for unit in todo}
+        for done in as_completed(running):
+            yield running[done], done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def pickled(bench: Bench) -> bytes:
+    try:
+        return pickle.dumps(bench)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(f"workers: this cannot be sent to another process ({error}); use workers=1") from error
+
+
+_worker: Bench | None = None
+
+
+def prepare_worker(bench: bytes, threads: int) -> None:
+    """A worker's beginning: unpack the bench, and die with the parent, even when that is killed."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and tells
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _worker = pickle.loads(bench)
+
+
+def _follow_parent() -> None:
+    parent_process().join()
+    os._exit(1)
+
+
+def measure_in_worker(unit: Unit) -> list[Row]:
+    return _worker.measure(unit)
+
+
+@contextmanager
+def threads_of(threads: int | None, workers: int) -> Iterator[None]:
+    """Torch's threads while units run: as told, or with several workers each its share of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or (before if workers == 1 else max(1, before // workers)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def progress_bar(shown: bool, total: int, completed: int) -> Iterator[Callable[[Unit, int], None]]:
+    """A bar over gradient steps with the time left; `advance(unit, cost)` moves it on."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, disable=not shown) as bar:
+        task = bar.add_task("curve", total=total, completed=completed)
+        yield lambda u, cost: bar.update(task, advance=cost, description=f"{u.person}, {u.method}, {u.shots} photos")
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+class UnitFile(dict[Unit, list[Row]]):
+    """Rows of finished units, kept in a folder as JSON Lines: setting a unit appends its line, whole or not at all.
+
+    Raises ConfigError when the folder holds units of other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
+        super().__init__()
+        folder = Path(folder)
+        self.path, known, settings = folder / UNITS, folder / SETTINGS, json.loads(json.dumps(settings))
+        if known.exists():
+            before = json.loads(known.read_text(encoding="utf-8"))
+            different = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+            if different:
+                raise ConfigError(
+                    f"{folder}: holds a run of other settings ({', '.join(different)}); give another folder"
+                )
+        else:
+            report.write_text(known, json.dumps(settings, indent=1))
+        for line in whole_lines(self.path):
+            entry = json.loads(line)
+            super().__setitem__(Unit(*entry["unit"]), entry["rows"])
+
+    def __setitem__(self, unit: Unit, rows: list[Row]) -> None:
+        append_line(self.path, json.dumps({"unit": list(unit), "rows": rows}, allow_nan=False))
+        super().__setitem__(unit, rows)
+
+
+def settings_of(bench: Bench) -> dict[str, Any]:
+    """Everything that decides the numbers, without a path of this machine."""
+    return {
+        **bench.settings.model_dump(),
+        "dataset": bench.facts["dataset"],
+        "people": sorted(bench.people),
+        "models": {key: model.fingerprint[:12] for key, model in bench.models.items()},
+        "losses": {key: net and net.name for key, net in bench.losses.items()},
+        "recognisers": {label: getattr(net, "name", label) for label, net in bench.recognisers.items()},
+        "lpips": bench.lpips is not None,
+        "code": code_fingerprint(),
+    }
+
+
+def code_fingerprint() -> str:
+    return protocol.code_fingerprint("methods.py", "curve.py")
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+    """JSON Lines, whole or not at all; refuses NaN and infinities."""
+    report.write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

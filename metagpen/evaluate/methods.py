@@ -1,0 +1,405 @@
+"""The methods of the shots curve: ours, the rivals, the controls. Each is one function from a lesson to a learner.
+
+A learner says where a method begins, what it minimises, how far each step goes and how it restores; one loop,
+`trajectory`, walks all of them over the same fresh degradations of the same photos. A model is never changed: a
+method's weights are tensors of its own, put in the model's place by `torch.func.functional_call`.
+
+Schedules. A point at n steps means one of four things, and every row says which:
+
+    constant   one run, rates constant after the warm-up; n is a stop on the way
+    per-run    a run of its own for every n, rates falling by a cosine that ends at n
+    tutorial   one run under a cosine over `Rivals.iterations`; n is a stop on the way, early ones are unfinished
+    learned    one run with the rates of the model's learned rule, which know no end
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import functional_call
+
+from metagpen import degrade
+from metagpen.adaptation.loop import (
+    AdaptConfig,
+    Album,
+    Objective,
+    begin,
+    default_recogniser,
+    draw,
+    inner_step,
+    start_offset,
+    step_rates,
+)
+from metagpen.adaptation.optimise import new_optimiser, warmup_cosine
+from metagpen.config import Config
+from metagpen.errors import ConfigError
+from metagpen.gpen import GPEN
+from metagpen.gpen.layers import ModulatedConv2d
+from metagpen.model import MetaGPEN
+from metagpen.person import Parameters, Person
+from metagpen.recognise import Recogniser
+
+CONSTANT, PER_RUN, TUTORIAL, LEARNED = "constant", "per-run", "tutorial", "learned"
+SCHEDULES = (CONSTANT, PER_RUN)  # those that can be asked for; the others belong to a method
+Rates = Mapping[str, Tensor | float]
+
+
+class Rivals(Config):
+    """Settings of the methods that are not ours; what they share with ours (photos, losses, batch) is `AdaptConfig`.
+
+    Rates are for Adam and weights of equalised learning rate, which are of order 1.
+    """
+
+    iterations: int = Field(2000, gt=0, description="length of the tutorial's fine-tune")
+    release: float = Field(0.5, ge=0, le=1, description="share of a fine-tune after which everything is released")
+    lr_encoder: float = Field(2e-3, gt=0, description="fine-tune: encoder and final linear layer")
+    lr_decoder: float = Field(2e-4, gt=0, description="fine-tune: the prior, once released; a tenth, as GPEN's paper")
+    lr_lora: float = Field(1e-3, gt=0)
+    lr_latent: float = Field(1e-2, gt=0, description="W+ offset of latent-only and pivotal")
+    lr_full: float = Field(3e-4, gt=0, description="every weight, of full and pivotal; PTI's rate")
+    blend: float = Field(0.25, ge=0, le=1, description="reference-average: share of the mean face")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What every method is given: the shared model, one person's photos and the settings.
+
+    config: what is minimised, batch, seed; `steps` is the length of the schedule, `eta_min` = 1 a constant one.
+    recogniser: of the start and the losses, None if nothing asks.
+    """
+
+    model: MetaGPEN
+    album: Album
+    config: AdaptConfig
+    rivals: Rivals
+    recogniser: Recogniser | None = None
+
+    def factor(self, step: int) -> float:
+        """What every rate is multiplied with at a step."""
+        return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.eta_min)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """begin: what moves, by name. restore: (parameters, images [B, 3, S, S]) -> restored, same shape.
+
+    loss: (parameters, truth, poor, landmarks) -> [1], None for a method without steps. rates: step -> rate by name;
+    a tensor without one rests.
+    """
+
+    begin: Parameters
+    restore: Callable[[Parameters, Tensor], Tensor]
+    loss: Callable[..., Tensor] | None = None
+    rates: Callable[[int], Rates] | None = None
+    optimiser: str = "adam"
+
+
+@dataclass(frozen=True)
+class CurveMethod:
+    """A method by name. photos: "none", "own" or "wrong" (somebody else's). steps: whether it takes any.
+
+    schedule: the one it insists on, None to follow the configuration.
+    """
+
+    name: str
+    build: Callable[[Lesson], Learner]
+    photos: str = "own"
+    steps: bool = True
+    schedule: str | None = None
+    follows_rule: bool = False
+
+    def schedule_of(self, model: MetaGPEN, configured: str) -> str:
+        """The schedule that this method's points on this model are measured under."""
+        return LEARNED if self.follows_rule and model.rule is not None else self.schedule or configured
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A method after so many steps and seconds; `restore` holds until the next checkpoint is asked for."""
+
+    steps: int
+    seconds: float
+    restore: Callable[[Tensor], Tensor]
+
+
+METHODS: dict[str, CurveMethod] = {}
+
+
+def method(
+    name: str,
+    photos: str = "own",
+    steps: bool = True,
+    schedule: str | None = None,
+    follows_rule: bool = False,
+    **arguments: Any,
+) -> Callable:
+    """Registers a builder of learners under a name; `arguments` go to the builder."""
+
+    def register(build: Callable[..., Learner]) -> Callable[..., Learner]:
+        METHODS[name] = CurveMethod(name, partial(build, **arguments), photos, steps, schedule, follows_rule)
+        return build
+
+    return register
+
+
+def by_name(name: str) -> CurveMethod:
+    """The method of this name; `meta-KEY` is `meta` on another model. Raises ConfigError for an unknown one."""
+    base = "meta" if name.startswith("meta-") else name
+    if base not in METHODS:
+        raise ConfigError(f"unknown method '{name}'; choose from {', '.join(METHODS)}, meta-NAME")
+    return METHODS[base]
+
+
+# --- the walk ------------------------------------------------------------------------------------
+
+
+def checkpoints(chosen: CurveMethod, lesson: Lesson, stops: Sequence[int], schedule: str) -> Iterator[Checkpoint]:
+    """The method after each of `stops` steps, in ascending order, from one run or, "per-run", a run for each.
+
+    `lesson.config.steps` and `eta_min` are set here as the schedule wants them. Seconds are those of learning alone:
+    the recogniser's look at the photos, the steps; not what is done with a checkpoint. Raises ConfigError for stops
+    beyond the tutorial's length.
+    """
+    stops = sorted(set(stops))
+    if schedule == TUTORIAL and stops[-1] > lesson.rivals.iterations:
+        raise ConfigError(
+            f"{chosen.name}: {stops[-1]} steps lie beyond the tutorial's {lesson.rivals.iterations}; "
+            "raise rivals.iterations"
+        )
+    if schedule == PER_RUN:
+        for stop in stops:
+            yield from trajectory(chosen.build, with_schedule(lesson, steps=stop), [stop])
+    elif schedule == TUTORIAL:
+        yield from trajectory(chosen.build, with_schedule(lesson, steps=lesson.rivals.iterations), stops)
+    else:
+        constant = {"eta_min": 1.0} if schedule == CONSTANT else {}
+        yield from trajectory(chosen.build, with_schedule(lesson, steps=stops[-1], **constant), stops)
+
+
+def with_schedule(lesson: Lesson, **changes: Any) -> Lesson:
+    config = lesson.config.model_copy(update=changes)
+    return Lesson(lesson.model, lesson.album, config, lesson.rivals, lesson.recogniser)
+
+
+def trajectory(build: Callable[[Lesson], Learner], lesson: Lesson, stops: Sequence[int]) -> Iterator[Checkpoint]:
+    """One run: the learner's steps, with a checkpoint at each of the ascending `stops`.
+
+    Photos and degradations come from `config.seed` as in `metagpen.adapt`, so all methods see the same ones.
+    """
+    began = time.perf_counter()
+    learner, config = build(lesson), lesson.config
+    parameters, optimiser = learner.begin, new_optimiser(learner.optimiser)
+    degradation = degrade.by_name("mixed", **config.degradation)
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    for step in range(stops[-1] + 1):
+        if step in stops:
+            seconds = time.perf_counter() - began
+            yield Checkpoint(step, seconds, partial(learner.restore, parameters))
+            began = time.perf_counter() - seconds
+        if step < stops[-1]:
+            rates = learner.rates(step)
+            support = draw([lesson.album], degradation, config, [generator])
+            parameters = {name: value.detach().requires_grad_(name in rates) for name, value in parameters.items()}
+            with torch.enable_grad():
+                parameters, _ = inner_step(learner.loss, parameters, support, rates, optimiser)
+            parameters = {name: value.detach() for name, value in parameters.items()}
+
+
+# --- without learning ----------------------------------------------------------------------------
+
+
+@method("input", photos="none", steps=False)
+def unrestored(lesson: Lesson) -> Learner:
+    """The degraded photo itself."""
+    return Learner({}, lambda parameters, images: images)
+
+
+@method("generic", photos="none", steps=False)
+def generic(lesson: Lesson) -> Learner:
+    """The shared model, which knows nobody (GPEN: Yang et al. 2021)."""
+    return Learner({}, lambda parameters, images: lesson.model.restore(images))
+
+
+@method("reference-average", steps=False)
+def reference_average(lesson: Lesson) -> Learner:
+    """The generic restoration blended with the mean of the person's aligned photos: the cheap trick to be beaten."""
+    mean, share = lesson.album.crops.mean(dim=0), lesson.rivals.blend
+    return Learner({}, lambda parameters, images: torch.lerp(lesson.model.restore(images), mean, share))
+
+
+# --- ours ----------------------------------------------------------------------------------------
+
+
+@method("start", steps=False)
+@method("adapt")
+@method("meta", follows_rule=True, rule=True)
+@method("wrong-person", photos="wrong", follows_rule=True, rule=None)
+def adapted(lesson: Lesson, rule: bool | None = False) -> Learner:
+    """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter.
+
+    rule: True follows the model's learned rule (ConfigError if it has none), None follows it if there is one. At n
+    steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, bit for bit.
+    """
+    model, rule = lesson.model, model_has_rule(lesson.model) if rule is None else rule
+    if rule and not model_has_rule(model):
+        raise ConfigError("method meta: this model has no learned rule; name one from meta-train under meta_models")
+    config = lesson.config.model_copy(update={"rule": rule}).for_model(model)
+    offset = None
+    if config.start and model.start is not None:
+        offset = start_offset(model, [lesson.album], lesson.recogniser)
+    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), offset)
+    objective = Objective(model, config, lesson.recogniser, parameters["latent.offset"])
+
+    def restore(parameters: Parameters, images: Tensor) -> Tensor:
+        mine = {name: value.half().float() for name, value in parameters.items()}  # as a Person's file holds it
+        return Person(model, config.spec, mine).restore_batch(images)
+
+    return Learner(
+        parameters, restore, objective, lambda step: step_rates(model, config, step, parameters), config.optimiser
+    )
+
+
+def model_has_rule(model: MetaGPEN) -> bool:
+    return model.rule is not None
+
+
+# --- rivals --------------------------------------------------------------------------------------
+
+
+@method("latent-only")
+def latent_only(lesson: Lesson) -> Learner:
+    """The W+ offset alone, from zero (Abdal et al. 2019, Image2StyleGAN)."""
+    offset, rate = zero_offset(lesson.model.gpen), lesson.rivals.lr_latent
+    return in_place_of_weights(lesson, offset, lambda step: {OFFSET: lesson.factor(step) * rate})
+
+
+@method("full")
+def full(lesson: Lesson) -> Learner:
+    """Every weight of encoder and decoder at one rate: plain fine-tuning."""
+    weights, rate = weights_of(lesson.model.gpen), lesson.rivals.lr_full
+    return in_place_of_weights(lesson, weights, lambda step: dict.fromkeys(weights, lesson.factor(step) * rate))
+
+
+@method("finetune", schedule=TUTORIAL)
+@method("finetune@n", schedule=PER_RUN)
+def finetune(lesson: Lesson) -> Learner:
+    """The usual few-shot tutorial: thousands of iterations under a cosine, first frozen, then released.
+
+    First the encoder's last two blocks and the linear layer that makes the latent code; after the share `release` of
+    the schedule every weight, the decoder at a tenth of the encoder's rate (the ratio of Yang et al. 2021). `finetune`
+    has the schedule of the full length, `finetune@n` the same cut to the n steps that it is measured at.
+    """
+    gpen, rivals = lesson.model.gpen, lesson.rivals
+    weights = weights_of(gpen)
+    tail = tuple(f"ecd{k}." for k in range(len(gpen.encoder) - 2, len(gpen.encoder))) + ("final_linear.",)
+    first = [name for name in weights if name.startswith(tail)]
+
+    def rates(step: int) -> Rates:
+        moving = weights if step >= rivals.release * lesson.config.steps else first
+        return {
+            name: lesson.factor(step) * (rivals.lr_decoder if name.startswith("generator.") else rivals.lr_encoder)
+            for name in moving
+        }
+
+    return in_place_of_weights(lesson, weights, rates)
+
+
+@method("pivotal", schedule=PER_RUN)
+def pivotal(lesson: Lesson) -> Learner:
+    """Pivotal tuning (Roich et al. 2022, PTI): first the latent alone, then the weights around it, half the steps each.
+
+    The turning point depends on the number of steps, so every number has a run of its own.
+    """
+    weights, rivals, turn = weights_of(lesson.model.gpen), lesson.rivals, math.ceil(lesson.config.steps / 2)
+
+    def rates(step: int) -> Rates:
+        if step < turn:
+            return {OFFSET: lesson.factor(step) * rivals.lr_latent}
+        return dict.fromkeys(weights, lesson.factor(step) * rivals.lr_full)
+
+    return in_place_of_weights(lesson, {**zero_offset(lesson.model.gpen), **weights}, rates)
+
+
+@method("lora-4", rank=4)
+@method("lora-16", rank=16)
+def lora(lesson: Lesson, rank: int) -> Learner:
+    """Low-rank differences of the decoder's modulated convolutions, W + up down (Hu et al. 2022, LoRA).
+
+    A weight [1, out, in, k, k] is the matrix [out, in·k·k]; `down` begins random, `up` at zero, so step 0 is generic.
+    """
+    shared = weights_of(lesson.model.gpen)
+    generator = torch.Generator().manual_seed(lesson.config.seed)
+    factors: Parameters = {}
+    for name in modulated(lesson.model.gpen):
+        _, out, *rest = shared[name].shape
+        down = torch.randn(rank, math.prod(rest), generator=generator) / math.sqrt(rank)
+        factors |= {f"{name}.up": shared[name].new_zeros(out, rank), f"{name}.down": down.to(shared[name])}
+
+    def replaced(parameters: Parameters) -> Parameters:
+        return {
+            name: shared[name] + (parameters[f"{name}.up"] @ parameters[f"{name}.down"]).reshape(shared[name].shape)
+            for name in modulated(lesson.model.gpen)
+        }
+
+    def rates(step: int) -> Rates:
+        return dict.fromkeys(factors, lesson.factor(step) * lesson.rivals.lr_lora)
+
+    return in_place_of_weights(lesson, factors, rates, replaced)
+
+
+OFFSET = "latent.offset"
+
+
+def zero_offset(gpen: GPEN) -> Parameters:
+    """A W+ offset of nobody, [1, n_latent, style_dim]."""
+    return {OFFSET: torch.zeros(1, gpen.config.n_latent, gpen.config.style_dim, device=gpen.ecd0[0][0].weight.device)}
+
+
+def weights_of(gpen: GPEN) -> Parameters:
+    """All weights by name, detached; no step writes into them."""
+    return {name: value.detach() for name, value in gpen.named_parameters()}
+
+
+def modulated(gpen: GPEN) -> list[str]:
+    """Names of the weights of the decoder's modulated convolutions."""
+    return [f"{name}.weight" for name, module in gpen.named_modules() if isinstance(module, ModulatedConv2d)]
+
+
+def in_place_of_weights(
+    lesson: Lesson,
+    parameters: Parameters,
+    rates: Callable[[int], Rates],
+    replaced: Callable[[Parameters], Parameters] = lambda parameters: parameters,
+) -> Learner:
+    """A learner of weights: `replaced(parameters)` stand in for the model's of the same names, a W+ offset is added.
+
+    The objective is ours, without what is about adapters: no gate, and the latent norm holds the offset near zero.
+    """
+    gpen, shared = lesson.model.gpen, weights_of(lesson.model.gpen)
+    objective = Objective(lesson.model, lesson.config, lesson.recogniser, None)
+    nowhere = torch.zeros(1, 1, 1, device=lesson.model.device)
+
+    def forward(parameters: Parameters, images: Tensor) -> Tensor:
+        own = {name: value for name, value in replaced(parameters).items() if name in shared}
+        images = images.to(lesson.model.device).contiguous(memory_format=torch.channels_last)
+        return functional_call(gpen, {**shared, **own}, (images, parameters.get(OFFSET)))
+
+    def loss(parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
+        with torch.autocast(poor.device.type, torch.bfloat16, enabled=objective.bf16):
+            restored = forward(parameters, poor).float()
+        return objective.terms({OFFSET: parameters.get(OFFSET, nowhere)}, restored, truth, poor, landmarks)
+
+    return Learner(parameters, lambda parameters, images: forward(parameters, images).clamp(-1, 1), loss, rates)
+
+
+def recogniser_of(model: MetaGPEN, config: AdaptConfig) -> Recogniser | None:
+    """The recogniser of start and losses: the one that the model's start understands."""
+    return default_recogniser(model, config.model_copy(update={"steps": 1}))

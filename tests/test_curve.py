@@ -1,0 +1,576 @@
+"""The shots curve on a tiny model: methods, a resumable runner, tables, plots and the page."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+import metagpen
+from metagpen.adaptation import AdaptConfig, adapt
+from metagpen.adaptation.loop import album
+from metagpen.errors import ConfigError, DataError
+from metagpen.evaluate import curve, curve_report, methods, metrics, tasks
+from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, shots_curve
+from metagpen.evaluate.engine import named_degradations
+from metagpen.gpen import GPEN
+from metagpen.identities import People
+from metagpen.model import MetaGPEN
+from metagpen.person import AdapterSpec, IdentityStart
+from metagpen.person.rule import InnerRule, RuleConfig
+from metagpen.recognise import InputSpec, Recogniser
+
+FAST = AdaptConfig(batch_size=2, degradation={"heavy": {"face_px": [4, 8]}}, tail_blocks=1, tail_rank=2, bf16=False,
+                   warmup=1, lr_latent=0.03, lr_tail=0.01)  # fmt: skip
+RIVALS = methods.Rivals(iterations=8)
+EVERYBODY = [name for name in methods.METHODS if name != "meta"]
+SMALL = CurveSettings(methods=EVERYBODY, shots=[1, 2], steps=[0, 2], degradations=["hard", "extreme"], adapt=FAST,
+                      rivals=RIVALS, max_queries=2)  # fmt: skip
+STEPPING = [name for name in EVERYBODY if methods.METHODS[name].steps]
+
+
+class Net(nn.Module):
+    """Looks at 16 px, returns 8 numbers; a class of this module, so that it can be sent to another process."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.project = nn.Linear(6 * 64, 8)
+
+    def perceive(self, x):
+        maps = torch.tanh(self.conv(x))
+        return [maps], self.project(maps.flatten(1))
+
+    def forward(self, x):
+        return self.perceive(x)[1]
+
+
+def recogniser(name: str = "tests", seed: int = 1) -> Recogniser:
+    torch.manual_seed(seed)
+    template = tuple((16 * x, 16 * y) for x, y in ((0.35, 0.45), (0.65, 0.45), (0.5, 0.6), (0.4, 0.75), (0.6, 0.75)))
+    return Recogniser(name, Net(), InputSpec((16, 16), template), dim=8)
+
+
+def tiny() -> MetaGPEN:
+    torch.manual_seed(0)
+    gpen = GPEN(16, 1, 0.03125, style_dim=16, n_mlp=2)
+    for name, parameter in gpen.named_parameters():
+        if name.endswith("noise.weight"):
+            nn.init.constant_(parameter, 0.5)
+    return MetaGPEN(gpen, IdentityStart(8, gpen.config.n_latent, 16, 8), {"recogniser": "tests"}).frozen()
+
+
+def with_rule() -> MetaGPEN:
+    model = tiny()
+    model.rule = InnerRule(model.gpen, AdapterSpec(1, 2), RuleConfig("adam", steps=2, per_step=True), 0.02, 0.02)
+    return model.frozen()
+
+
+def write_people(folder: Path, names: str = "abc", seed: int = 0) -> People:
+    """Smooth aligned crops, six of everybody, with landmarks."""
+    generator = torch.Generator().manual_seed(seed)
+    lines = ["id,file,src_crop_side_px,x0,y0,x1,y1,x2,y2,x3,y3,x4,y4"]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        base = torch.randn(1, 3, 4, 4, generator=generator)
+        for i in range(6):
+            rough = base + 0.3 * torch.randn(1, 3, 4, 4, generator=generator)
+            face = torch.nn.functional.interpolate(rough, size=32, mode="bicubic")[0].clamp(-1, 1)
+            pixels = ((face + 1) * 127.5).permute(1, 2, 0).numpy().astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+            lines.append(f"{name},{name}/{i}.png,32,11,14,21,14,16,19,13,24,19,24")
+    (folder / "manifest.csv").write_text("\n".join(lines))
+    return People.from_folder(folder)
+
+
+def measure(people: People, settings: CurveSettings = SMALL, model: MetaGPEN | None = None, **options) -> list[dict]:
+    options = {"recognisers": {"scorer": recogniser("scorer", 2)}, "recogniser": recogniser(), **options}
+    return shots_curve(model or tiny(), people, settings=settings, **options)
+
+
+def numbers(rows: list[dict]) -> list[dict]:
+    """Rows without what may differ when a run is repeated."""
+    return [{key: value for key, value in row.items() if key not in curve.MEASURED} for row in rows]
+
+
+def values(rows: list[dict], **keys) -> dict[tuple, float]:
+    """Values of the rows with these keys, by everything else that names a number."""
+    names = ("degradation", "metric", "identity")
+    return {tuple(row[name] for name in names): row["value"] for row in rows
+            if all(row[key] == value for key, value in keys.items())}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("curve") / "smooth"
+    write_people(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def people(folder) -> People:
+    return People.from_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def rows(people) -> list[dict]:
+    return measure(people)
+
+
+@pytest.fixture(scope="module")
+def lesson(people) -> methods.Lesson:
+    photos = tasks.load_support(people, "a", 2, 16)
+    return methods.Lesson(tiny(), album(list(photos), 16), FAST, RIVALS, recogniser())
+
+
+def restored(lesson: methods.Lesson, name: str, stops: list[int], schedule: str = "constant") -> list[torch.Tensor]:
+    poor = lesson.album.crops * 0.5
+    with torch.no_grad():
+        found = methods.checkpoints(methods.METHODS[name], lesson, stops, schedule)
+        return [point.restore(poor).clone() for point in found]
+
+
+# --- methods ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERYBODY)
+def test_a_method_leaves_the_model_alone(lesson, name):
+    model = lesson.model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    stops = [0, 2] if name in STEPPING else [0]
+    images = restored(lesson, name, stops, "per-run" if name == "pivotal" else "constant")
+    assert len(images) == len(stops) and all(image.shape == (2, 3, 16, 16) for image in images)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    if name in STEPPING:
+        assert not torch.equal(*images), "steps must do something"
+
+
+@pytest.mark.parametrize("name", ["finetune", "finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal"])
+def test_rivals_begin_at_the_generic_model(lesson, name):
+    assert torch.equal(restored(lesson, name, [0])[0], restored(lesson, "generic", [0])[0])
+
+
+@pytest.mark.parametrize("name", ["lora-4", "latent-only", "full", "finetune@n"])
+def test_rivals_lower_the_loss_on_their_photos(lesson, name):
+    """Not only move: after 40 steps the degraded support photos come nearer to the true ones."""
+    plain = methods.Lesson(lesson.model, lesson.album, FAST.model_copy(update={"identity": 0.0, "perceptual": 0.0}),
+                           lesson.rivals, lesson.recogniser)  # fmt: skip
+    before, after = restored(plain, name, [0, 40])
+    error = [(image - lesson.album.crops).abs().mean() for image in (before, after)]
+    assert error[1] < error[0]
+
+
+def test_adapt_is_what_adapt_returns(lesson):
+    photos = list(lesson.album.crops)
+    for steps, image in zip((0, 3), restored(lesson, "adapt", [0, 3], "per-run")):
+        person = adapt(lesson.model, photos, steps, config=FAST, recogniser=lesson.recogniser)
+        assert torch.equal(image, person.restore_batch(lesson.album.crops * 0.5))
+    assert torch.equal(restored(lesson, "start", [0])[0], restored(lesson, "adapt", [0])[0])
+
+
+def test_meta_follows_the_learned_rule_and_adapt_does_not(lesson):
+    model = with_rule()
+    own = methods.Lesson(model, lesson.album, FAST, RIVALS, lesson.recogniser)
+    person = adapt(model, list(lesson.album.crops), 3, config=FAST, recogniser=lesson.recogniser)
+    expected = person.restore_batch(lesson.album.crops * 0.5)
+    meta, on_the_way = methods.METHODS["meta"], restored(own, "meta", [1, 3, 5], "learned")[1]
+    assert meta.schedule_of(model, "constant") == "learned" and torch.equal(on_the_way, expected)
+    assert not torch.equal(restored(own, "adapt", [3], "per-run")[0], expected)
+    with pytest.raises(ConfigError, match="no learned rule"):
+        restored(lesson, "meta", [0])
+
+
+def test_stops_of_a_constant_schedule_lie_on_one_run(lesson):
+    on_the_way, end = restored(lesson, "lora-4", [2, 4])
+    alone, whole = restored(lesson, "lora-4", [2])[0], restored(lesson, "lora-4", [4])[0]
+    assert torch.equal(on_the_way, alone) and torch.equal(end, whole)
+    assert not torch.equal(restored(lesson, "lora-4", [4], "per-run")[0], end), "its cosine has fallen by then"
+
+
+def test_a_fine_tune_is_frozen_then_released(lesson):
+    learner = methods.finetune(methods.with_schedule(lesson, steps=8))
+    first, last = learner.rates(3), learner.rates(4)
+    assert set(first) < set(last) == set(dict(lesson.model.gpen.named_parameters()))
+    assert {name.split(".")[0] for name in first} == {"ecd1", "ecd2", "final_linear"}
+    assert last["generator.conv1.conv.weight"] == pytest.approx(last["ecd0.0.0.weight"] / 10)
+    with pytest.raises(ConfigError, match="beyond the tutorial's 8"):
+        restored(lesson, "finetune", [9], "tutorial")
+
+
+def test_pivotal_moves_the_latent_first_and_the_weights_then(lesson):
+    learner = methods.pivotal(methods.with_schedule(lesson, steps=4))
+    assert set(learner.rates(1)) == {"latent.offset"}
+    assert set(learner.rates(2)) == set(dict(lesson.model.gpen.named_parameters()))
+
+
+def test_reference_average_blends_with_the_mean_face(lesson):
+    generic, blended = restored(lesson, "generic", [0])[0], restored(lesson, "reference-average", [0])[0]
+    assert torch.allclose(blended, 0.75 * generic + 0.25 * lesson.album.crops.mean(0), atol=1e-6)
+
+
+def test_methods_by_name():
+    assert methods.by_name("meta-lslr").name == "meta"
+    with pytest.raises(ConfigError, match="unknown method 'lora'; choose from input"):
+        methods.by_name("lora")
+
+
+# --- metrics and degradations ----------------------------------------------------------------------
+
+
+def test_ms_ssim_agrees_with_torchmetrics_and_says_how_many_scales():
+    from metagpen.compat import ensure_torchvision
+
+    ensure_torchvision()  # which the next import wants
+    from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
+
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.nn.functional.interpolate(torch.rand(2, 3, 11, 11, generator=generator), size=176) - 0.5
+    noisy = truth + 0.2 * torch.randn(truth.shape, generator=generator)
+    reference = MultiScaleStructuralSimilarityIndexMeasure(data_range=2.0, reduction="none")(noisy.clamp(-1, 1), truth)
+    assert torch.allclose(metrics.ms_ssim(noisy, truth), reference, atol=1e-6)
+    small = truth[..., :128, :128]
+    assert metrics.ms_ssim(small, small).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert [metrics.ms_ssim_name(size) for size in (176, 128, 64)] == ["ms_ssim", "ms_ssim4", None]
+    assert metrics.ms_ssim(truth[..., :64, :64], truth[..., :64, :64]) is None
+
+
+def test_focus_needs_no_reference_and_convicts_blur():
+    from kornia.filters import gaussian_blur2d
+
+    sharp = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert (metrics.focus(gaussian_blur2d(sharp, (9, 9), (2.0, 2.0))) < 0.2 * metrics.focus(sharp)).all()
+    assert metrics.focus(torch.zeros(1, 3, 32, 32)).item() == 0
+
+
+def test_hard_and_extreme_leave_sixteen_and_eight_pixels():
+    levels = named_degradations(["hard", "extreme", "moderate", "heavy"])
+    assert (levels["hard"].face_px, levels["extreme"].face_px) == ((16, 16), (8, 8))
+    assert type(levels["moderate"]).__name__ == "BSRGANDegradation" and levels["heavy"].face_px == (8, 16)
+
+
+# --- rows ------------------------------------------------------------------------------------------
+
+
+def test_rows_are_tidy(rows):
+    assert all(tuple(row) == curve.COLUMNS for row in rows)
+    keys = [tuple(v for k, v in row.items() if k not in (*curve.MEASURED, "value")) for row in rows]
+    assert len(set(keys)) == len(rows) and all(math.isfinite(row["value"]) for row in rows)
+    metrics_found = {row["metric"] for row in rows}
+    assert metrics_found == {"psnr", "ssim", "sharpness", "focus", "identity", "deg", "person", "person_deg"}
+    points = {(row["method"], row["shots"], row["steps"]) for row in rows}
+    assert {(s, n) for m, s, n in points if m == "lora-4"} == {(1, 0), (1, 2), (2, 0), (2, 2)}
+    assert {(s, n) for m, s, n in points if m == "generic"} == {(0, 0)}
+    schedules = {row["method"]: row["schedule"] for row in rows}
+    assert (schedules["generic"], schedules["adapt"], schedules["finetune"], schedules["pivotal"]) == (
+        "none", "constant", "tutorial", "per-run")  # fmt: skip
+    assert all(row["seconds"] > 0 for row in rows if row["steps"])
+    assert {row["dataset"] for row in rows} == {"smooth"} and {row["queries"] for row in rows} == {2}
+
+
+def test_generic_is_a_plain_forward_pass(people, rows):
+    task = tasks.load_task(people, "b", 2, 16, max_queries=2)
+    poor = tasks.damage(task, "hard", named_degradations(["hard"])["hard"])
+    with torch.no_grad():
+        plain = tiny().gpen(poor).clamp(-1, 1)
+    found = values(rows, method="generic", degradation="hard")["hard", "psnr", "b"]
+    assert found == pytest.approx(metrics.psnr(plain, task.queries).double().mean().item(), rel=1e-6)
+
+
+def test_person_compares_with_the_other_photos(people, rows):
+    task, scorer = tasks.load_task(people, "b", 2, 16, max_queries=2), recogniser("scorer", 2)
+    poor = tasks.damage(task, "hard", named_degradations(["hard"])["hard"])
+    mine, true = (metrics.embeddings(scorer, x, task.landmarks) for x in (poor, task.queries))
+    expected = (float(mine[0] @ true[1]) + float(mine[1] @ true[0])) / 2
+    assert values(rows, method="input")["hard", "person", "b"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_wrong_person_learns_from_the_lender(people, rows):
+    lender = tasks.derangement(list(people))["a"]
+    theirs = tasks.load_support(people, lender, 2, 16)
+    task, hard = tasks.load_task(people, "a", 2, 16, max_queries=2), named_degradations(["hard"])["hard"]
+    person = adapt(tiny(), list(theirs), 0, config=FAST, recogniser=recogniser())
+    psnr = metrics.psnr(person.restore_batch(tasks.damage(task, "hard", hard)), task.queries).double().mean().item()
+    assert values(rows, method="wrong-person", shots=2, steps=0)["hard", "psnr", "a"] == pytest.approx(psnr, rel=1e-6)
+
+
+def test_order_of_people_and_batch_size_do_not_matter(people, rows):
+    some = CurveSettings(**{**SMALL.model_dump(), "methods": ["generic", "adapt"], "degradations": ["hard"]})
+    expected = [row for row in rows if row["method"] in some.methods and row["degradation"] == "hard"]
+    backwards = measure(people.select("cba"), some)
+    assert numbers(backwards) == numbers(expected), "the same seed must give the same numbers, to the bit"
+    for row, other in zip(measure(people, some, batch_size=1), expected):
+        assert row["value"] == pytest.approx(other["value"], rel=1e-4, abs=1e-5)
+    other_seed = measure(people, some, seeds=[1])
+    assert [row["value"] for row in other_seed] != [row["value"] for row in expected]
+
+
+def test_a_run_that_diverged_is_scored_as_grey(people):
+    wild = CurveSettings(**{**SMALL.model_dump(), "methods": ["full"], "rivals": {"lr_full": 1e30}, "shots": [1]})
+    found = measure(people.select("a"), wild)
+    grey = metrics.psnr(torch.zeros(2, 3, 16, 16), tasks.load_task(people, "a", 1, 16, max_queries=2).queries)
+    assert values(found, steps=2)["hard", "psnr", "a"] == pytest.approx(grey.double().mean().item(), rel=1e-5)
+
+
+# --- a run that is interrupted ---------------------------------------------------------------------
+
+RUN = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+if __name__ == "__main__":
+    import test_curve as t
+    t.measure(t.People.from_folder({people!r}), folder={folder!r}, workers=2, threads=1)
+"""
+
+
+def test_a_killed_run_of_two_workers_goes_on_without_them(folder, people, rows, tmp_path):
+    """Real SIGKILL in the middle: nothing lost, nothing doubled, the workers gone, and the same numbers as in one."""
+    run, script = tmp_path / "run", tmp_path / "run.py"
+    script.write_text(RUN.format(tests=str(Path(__file__).parent), people=str(folder), folder=str(run)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, script], env=environment, start_new_session=True)
+    units, deadline = run / curve.UNITS, time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if units.exists() and units.read_bytes().count(b"\n") >= 3:
+            break
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was to be killed half-way"
+    wait_for_the_end_of(process.pid)
+    known = units.read_bytes().count(b"\n")
+    assert 3 <= known < len({(row["identity"], row["method"], row["shots"]) for row in rows})
+    with units.open("a") as file:
+        file.write('{"unit": [0, "c", "ful')  # killed while writing
+    again = measure(people, folder=run)
+    assert numbers(again) == numbers(rows)
+    assert [row["workers"] for row in again].count(2) > 0, "units of the killed run were kept"
+    assert numbers(curve_report.read_rows(run / curve.ROWS)) == numbers(rows)
+    assert len(curve_report.read_rows(units)) == len(rows)
+
+
+def wait_for_the_end_of(session: int) -> None:
+    """Until no process of that session is left; workers must not outlive their parent."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            os.killpg(session, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, "workers outlived the killed run"
+        time.sleep(0.05)
+
+
+def test_a_finished_run_measures_nothing_again(people, tmp_path, monkeypatch):
+    some = CurveSettings(**{**SMALL.model_dump(), "methods": ["generic"]})
+    first = measure(people, some, folder=tmp_path)
+    monkeypatch.setattr(curve.Bench, "measure", lambda *_: pytest.fail("everything was known"))
+    assert measure(people, some, folder=tmp_path) == first
+    with pytest.raises(ConfigError, match="a run of other settings .seeds.; give another folder"):
+        measure(people, some, folder=tmp_path, seeds=[1])
+
+
+def test_interruption_writes_what_is_known(people, tmp_path, monkeypatch):
+    some = CurveSettings(**{**SMALL.model_dump(), "methods": ["input", "generic"]})
+    measured = curve.Bench.measure
+
+    def interrupted(bench, unit):
+        if unit.person == "b":
+            raise KeyboardInterrupt
+        return measured(bench, unit)
+
+    monkeypatch.setattr(curve.Bench, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(people, some, folder=tmp_path)
+    assert {row["identity"] for row in curve_report.read_rows(tmp_path / curve.ROWS)} == {"a"}
+
+
+def test_unit_file_keeps_whole_units_only(tmp_path):
+    store = UnitFile(tmp_path, {"seed": 1})
+    unit = curve.Unit(0, "a", "full", 1)
+    store[unit] = [{"value": 1.0}]
+    with pytest.raises(ValueError):
+        store[curve.Unit(0, "b", "full", 1)] = [{"value": math.nan}]
+    assert dict(UnitFile(tmp_path, {"seed": 1})) == {unit: [{"value": 1.0}]}
+
+
+# --- who is measured -------------------------------------------------------------------------------
+
+
+def test_training_and_evaluation_share_nobody_and_no_photo(people, tmp_path):
+    with pytest.raises(DataError, match="'smooth/b' .of 1. is measured and was in training"):
+        assert_disjoint(people, people.select("b"))
+    other = write_people(tmp_path / "other", "xy", seed=9)
+    assert_disjoint(people, other)
+    stolen = tmp_path / "other" / "x" / "0.png"
+    stolen.write_bytes(people["c"][4].path.read_bytes())
+    with pytest.raises(DataError, match="4.png: the same photo was in training as .*0.png"):
+        measure(people, trained=People.from_folder(tmp_path / "other"))
+
+
+def test_a_query_is_no_support_photo(tmp_path):
+    people = write_people(tmp_path / "twice", "a")
+    for i in range(1, 6):
+        (tmp_path / "twice" / "a" / f"{i}.png").write_bytes(people["a"][0].path.read_bytes())
+    with pytest.raises(DataError, match="the same photo as .*, a support photo"):
+        measure(People.from_folder(tmp_path / "twice"), methods=["generic"])
+
+
+def test_people_without_photos_enough_are_left_out(people):
+    with pytest.raises(DataError, match="nobody .* has 5 photos to learn from and 2 more"):
+        measure(people, shots=[5])
+    single = {row["metric"] for row in measure(people, methods=["input"], shots=[5], min_queries=1)}
+    assert {"psnr", "identity"} <= single and "person" not in single, "one query has no others to compare with"
+
+
+def test_a_scorer_in_the_losses_must_say_so(people):
+    with pytest.raises(ConfigError, match="'mine' is also in the losses"):
+        measure(people, recognisers={"mine": recogniser()})
+    measure(people, recognisers={"mine (in losses)": recogniser()}, methods=["input"])
+
+
+def test_impossible_settings_are_named(people):
+    for changes, message in [
+        ({"methods": ["generic", "magic"]}, "unknown method 'magic'"),
+        ({"methods": ["meta-x"]}, "no model under meta_models.x"),
+        ({"stepz": [1]}, "did you mean 'steps'"),
+        ({"shots": [1, 1]}, "different values"),
+        ({"shots_of": {"full": [3]}}, "full asks for numbers of photos that are not in shots"),
+        ({"steps_of": {"fulll": [3]}}, "'fulll' is not among the methods"),
+        ({"methods": ["generic"], "shots": [0]}, "at least 1 photo"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            measure(people, **changes)
+
+
+def test_run_curve_from_a_configuration(folder, tmp_path, monkeypatch):
+    from metagpen import recognise
+
+    monkeypatch.setattr(metagpen, "load", lambda name: tiny(), raising=False)
+    monkeypatch.setattr(recognise, "load", lambda name, device=None: recogniser(str(name)))
+    config = CurveConfig(
+        **{**SMALL.model_dump(), "methods": ["generic", "start"]}, data=str(folder), recognisers={"r": "elsewhere/net"},
+        work_dir=str(tmp_path / "runs"), output=str(tmp_path / "rows.jsonl"), show=["smooth/a"], preview=1,
+        progress=False, max_people=2,
+    )  # fmt: skip
+    found, where = curve.run_curve(config)
+    assert curve_report.read_rows(tmp_path / "rows.jsonl") == found and {row["identity"] for row in found} == {"a", "b"}
+    assert str(folder) not in (where / curve.SETTINGS).read_text(), "no path of this machine"
+    assert sorted(path.name for path in (where / "previews").iterdir()) == ["a"], "only who may be shown"
+    sheets = curve_report.contact_sheets(where / "previews")
+    assert set(sheets) == {"a, hard", "a, extreme"} and sheets["a, hard"].width == 3 * 132 + 4
+
+
+# --- reports ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reported(rows, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    curve.write_rows(folder / "rows.jsonl", rows)
+    result = CliRunner().invoke(_app(), ["curve-report", str(folder / "rows.jsonl"), "-o", str(folder / "out")])
+    assert result.exit_code == 0, result.output
+    return folder / "out"
+
+
+def _app():
+    from metagpen.cli import app
+
+    return app
+
+
+def test_the_report_has_tables_and_plots(reported):
+    names = {path.name for path in reported.iterdir()}
+    plots = {f"smooth_{axis}.{kind}" for axis in ("shots", "steps", "seconds") for kind in ("png", "svg")}
+    assert names == {"curve.md", "curve.csv", "curve.html"} | plots
+    text = (reported / "curve.md").read_text()
+    assert "| LoRA on the decoder, rank 4, 2 photos, 2 steps |" in text
+    assert "## smooth, extreme degradation, 3 people" in text
+    assert "**tutorial** (finetune)" in text and "not available" in text
+    assert Image.open(reported / "smooth_steps.png").width > 600
+    assert "<svg" in (reported / "smooth_shots.svg").read_text()
+
+
+def test_the_csv_holds_the_means(reported, rows):
+    import csv
+
+    lines = list(csv.DictReader((reported / "curve.csv").open()))
+    line = next(x for x in lines if (x["method"], x["shots"], x["steps"], x["metric"], x["degradation"]) == (
+        "full", "2", "2", "psnr", "hard"))  # fmt: skip
+    found, generic = (values(rows, degradation="hard", metric="psnr", **keys) for keys in (
+        {"method": "full", "shots": 2, "steps": 2}, {"method": "generic"}))  # fmt: skip
+    assert float(line["mean"]) == pytest.approx(np.mean(list(found.values())))
+    gains = [found[key] - generic[key] for key in found]
+    assert float(line["gain"]) == pytest.approx(np.mean(gains)) and int(line["worse"]) == sum(g < 0 for g in gains)
+    assert float(line["worst"]) == pytest.approx(max(0, -min(gains)))
+
+
+def test_the_page_needs_no_other_file(reported):
+    page = (reported / "curve.html").read_text()
+    sources = [part.split('"')[0] for part in page.split('src="')[1:]]
+    assert len(sources) == 3 and all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page and "<script" not in page and "<td>every weight, 1 photo, 2 steps</td>" in page
+
+
+def test_the_same_rows_give_the_same_report(rows, reported, tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    curve_report.write_report(path, tmp_path / "again")
+    for name in ("curve.md", "curve.csv", "smooth_seconds.svg", "curve.html"):
+        assert (tmp_path / "again" / name).read_bytes() == (reported / name).read_bytes(), name
+
+
+def test_lines_of_a_plot_follow_their_axis(rows):
+    records = curve_report.records_of(rows)
+    by_shots = curve_report.curves(records, "hard", "psnr", "shots")
+    assert [point.x for point in by_shots["full"]] == [1, 2] and [p.x for p in by_shots["generic"]] == [0]
+    by_steps = curve_report.curves(records, "hard", "identity:scorer", "steps")
+    assert [point.x for point in by_steps["adapt"]] == [0, 2]
+    assert all(point.lo <= point.mean <= point.hi for line in by_steps.values() for point in line)
+    seconds = [point.x for point in curve_report.curves(records, "hard", "psnr", "seconds")["full"]]
+    assert seconds == sorted(seconds) and seconds[1] > 0
+
+
+def test_seeds_are_averaged_within_a_person(rows):
+    doubled = rows + [{**row, "seed": 1, "value": row["value"] + 2} for row in rows]
+    first, both = curve_report.records_of(rows)[0], curve_report.records_of(doubled)[0]
+    assert first.key == both.key and both.values["psnr"] == pytest.approx(first.values["psnr"] + 1)
+
+
+def test_unusable_row_files_are_named(rows, tmp_path):
+    for name, text, message in [
+        ("none.jsonl", "", "holds no rows"),
+        ("other.jsonl", '{"a": 1}\n', "line 1: not a row of a shots curve; it lacks"),
+        ("broken.jsonl", json.dumps(rows[0]) + "\n{\n", "line 2: not a row"),
+        ("double.jsonl", 2 * (json.dumps(rows[0]) + "\n"), "two rows for smooth"),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=message):
+            curve_report.read_rows(tmp_path / name)
+    with pytest.raises(DataError, match="absent.jsonl: cannot be read"):
+        curve_report.read_rows(tmp_path / "absent.jsonl")
+
+
+def test_only_people_measured_everywhere_are_compared(rows):
+    missing = [row for row in rows if (row["identity"], row["method"]) != ("c", "full")]
+    assert {row["identities"] for row in curve_report.summary(missing)} == {2}
+    with pytest.raises(DataError, match="at every point"):
+        curve_report.summary([row for row in rows if (row["identity"] == "a") == (row["method"] == "full")])
+
+
+def test_the_shipped_configuration_is_valid():
+    root = Path(__file__).resolve().parents[1]
+    config = CurveConfig.from_yaml(root / "configs" / "curve_128.yml")
+    assert config.check() is config
