@@ -135,7 +135,7 @@ def test_engines_take_the_same_step(config):
 
 
 def test_slow_weights_move_slowly(config, tiny_model):
-    slow = config.model_copy(update={"slow": ["gpen.generator.*.modulation.*", "start.gate.*"], "lr_slow": 1e-4})
+    slow = config.model_copy(update={"slow": ["gpen.generator.*.modulation.*", "start.gate.slope"], "lr_slow": 1e-4})
     trainer = meta.prepare(slow)
     assert any("modulation" in name for name in trainer.groups["slow"])
     trainer.train_step()

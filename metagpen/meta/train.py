@@ -74,7 +74,7 @@ class MetaConfig(Config):
     min_query_side: int = Field(0, description="native pixels that a query photo must have")
     learn_start: bool = True
     slow: list[str] = Field([], description="patterns of names of shared weights to learn too, e.g. "
-                                            "gpen.generator.*.modulation.*, start.gate.*")
+                                            "gpen.generator.*.modulation.*, start.gate.slope")
     meta_steps: int = Field(1000, gt=0)
     outer_optimiser: str = Field("adam", pattern="^(adam|sgd)$")
     lr: float = Field(3e-3, description="of where people begin")
