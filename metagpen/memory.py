@@ -18,10 +18,9 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> bool:
     """Tells glibc to serve large tensors from memory that was used before, instead of from fresh pages each time.
 
-    By default every large tensor is a new mapping, whose pages the kernel clears one fault at a time: a sixth of
-    the time of a training step of the 128 px model on two cores. The price is that the process does not shrink. It
-    is the process' decision, so the command line takes it and the library never does. Returns whether it took
-    effect; elsewhere than on glibc nothing happens.
+    By default every large tensor is a new mapping, whose pages the kernel clears one fault at a time. The price is that
+    the process does not shrink. It is the process' decision, so the command line takes it and the library never does.
+    Returns whether it took effect; elsewhere than on glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False

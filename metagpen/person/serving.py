@@ -26,9 +26,9 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
     persons: one for each image, in any order, the same one as often as they have photos. strength: one for all, or one
     for each image; those at 0 get the generic model. batch: most images in a pass, which is what bounds memory.
 
-    Equal to one at a time up to float rounding (at 128 px in float32 below 1e-4 of the range [-1, 1]). Persons of
-    another AdapterSpec go in a pass of their own. Raises PhotoError for other shapes, CheckpointError for a Person of
-    another model, ConfigError for strengths outside [0, 1] or counts that differ.
+    Equal to one at a time up to float rounding. Persons of another AdapterSpec go in a pass of their own. Raises
+    PhotoError for other shapes, CheckpointError for a Person of another model, ConfigError for strengths outside
+    [0, 1] or counts that differ.
     """
     strengths = check(model, persons, images, strength, batch)
     restored = torch.empty(images.shape, device=model.device)
