@@ -54,6 +54,11 @@ Overrides = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Sets one key, e.g. -s seed=1; may be repeated."),
 ]
 Seed = Annotated[int, typer.Option(help="Fixes every random draw.")]
+ConfiguredSeed = Annotated[int | None, typer.Option(help="Fixes every random draw [0].")]
+Steps = Annotated[int | None, typer.Option(min=0, help="Gradient steps [32]; 0: the start alone.")]
+Start = Annotated[
+    bool | None, typer.Option("--start/--no-start", help="Begin from the identity-conditioned start, or from zero.")
+]
 
 
 def main() -> None:
@@ -151,11 +156,9 @@ def adapt(
     photos: Annotated[list[Path], typer.Argument(help="Photos of one person, or folders of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The Person file to write (.safetensors).")],
     model: Model = "embedded",
-    steps: Annotated[int | None, typer.Option(min=0, help="Gradient steps [32]; 0: the start alone.")] = None,
-    start: Annotated[
-        bool | None, typer.Option("--start/--no-start", help="Begin from the identity-conditioned start, or from zero.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes every random draw [0].")] = None,
+    steps: Steps = None,
+    start: Start = None,
+    seed: ConfiguredSeed = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -179,11 +182,9 @@ def adapt_many(
     photos: Annotated[Path, typer.Argument(help="Folder with one sub-folder of photos per person.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The store: a folder or a URL that fsspec knows.")],
     model: Model = "embedded",
-    steps: Annotated[int | None, typer.Option(min=0, help="Gradient steps [32]; 0: the start alone.")] = None,
-    start: Annotated[
-        bool | None, typer.Option("--start/--no-start", help="Begin from the identity-conditioned start, or from zero.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Fixes every random draw [0].")] = None,
+    steps: Steps = None,
+    start: Start = None,
+    seed: ConfiguredSeed = None,
     batch: Annotated[int | None, typer.Option(min=1, help="People at a time [as many as memory allows].")] = None,
     engine: Annotated[str, typer.Option(help="'embedded' learns here, 'ray' on the workers of a Ray cluster.")] = (
         "embedded"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -199,6 +199,12 @@ def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool
     return embeddings
 
 
+def scheduled(done: int, steps: int, warmup: int, first: float, last: float) -> float:
+    """A rate after `done` of `steps`: a cosine from `first` to `last`, times a linear warm-up."""
+    cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, done / steps))).item())
+    return min(1.0, (done + 1) / max(1, warmup)) * (last + (first - last) * cosine)
+
+
 def ema_with_warmup(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
     """Moving average whose horizon grows with the run, so that it forgets the random beginning quickly."""
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
@@ -341,10 +347,8 @@ class Trainer:
         return logged
 
     def _lr(self) -> float:
-        """Linear warm-up, then a cosine from lr to lr_final within the stage."""
-        stage, done = self.stage, self.step - self.stage_start
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, done / stage.steps))).item())
-        return min(1.0, (done + 1) / max(1, stage.warmup)) * (stage.lr_final + (stage.lr - stage.lr_final) * cosine)
+        stage = self.stage
+        return scheduled(self.step - self.stage_start, stage.steps, stage.warmup, stage.lr, stage.lr_final)
 
     def _to_device(self, batch: Batch) -> Batch:
         return Batch(*[getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__])
@@ -481,14 +485,28 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
     console = Console()
     if config.threads:
         torch.set_num_threads(config.threads)
-    trainer = prepare(config)
+    path = run_or_go_on(prepare(config), console, resume)
+    console.print(f"done: {path}, contact sheets and log.jsonl beside it")
+    return path
+
+
+class Resumable(Protocol):
+    """A trainer that saves all it needs to go on."""
+
+    step: int
+
+    def run(self, console: Console) -> Path: ...
+    def save(self) -> None: ...
+    def resume(self) -> bool: ...
+
+
+def run_or_go_on(trainer: Resumable, console: Console, resume: bool = True) -> Path:
+    """Run a trainer from where it was, or from the beginning; an interruption saves before it passes on."""
     if resume and trainer.resume():
         console.print(f"resumed at step {trainer.step}")
     try:
-        path = trainer.run(console)
+        return trainer.run(console)
     except KeyboardInterrupt:
         trainer.save()
         console.print(f"interrupted at step {trainer.step}; run the same command to go on from there")
         raise
-    console.print(f"done: {path}, contact sheets and log.jsonl beside it")
-    return path

@@ -98,7 +98,12 @@ def draw(
 def load_support(people: People, person: str, shots: int, size: int, seed: int = 0) -> Tensor:
     """The support crops [shots, 3, size, size] of a person."""
     episode = fixed_episode(people, person, shots, seed, largest=shots)
-    return torch.stack([load_crop(photo, size)[0] for photo in episode.support])
+    return load_photos(episode.support, size)
+
+
+def load_photos(photos: Sequence[Photo], size: int) -> Tensor:
+    """Their crops [N, 3, size, size]."""
+    return torch.stack([load_crop(photo, size)[0] for photo in photos])
 
 
 def load_task(
@@ -113,7 +118,7 @@ def load_task(
     """Support and queries of a person at the model's size."""
     episode = draw(people, person, shots, size, seed, max_queries, min_queries)
     crops, landmarks = zip(*(load_crop(photo, size) for photo in episode.query))
-    support = load_support(people, person, shots, size, seed)
+    support = load_photos(episode.support, size)
     names = tuple(photo.path.name for photo in episode.query)
     return Task(person, support, torch.stack(crops), torch.stack(landmarks), names)
 

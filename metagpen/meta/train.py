@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,8 +34,9 @@ from ..evaluate.report import contact_sheet
 from ..faces import to_pil
 from ..identities import PackedPhotos, People, load_people, pack, split
 from ..model import MetaGPEN
+from ..person import mean_identity
 from ..person.rule import InnerRule, RuleConfig
-from ..train import ema_with_warmup, embed_all
+from ..train import ema_with_warmup, embed_all, run_or_go_on, scheduled
 from ..weights import load
 from . import ENGINES, OUTER_LOOPS, Problem, Progress
 
@@ -208,7 +208,7 @@ class Trainer:
             truth = photos.batch(candidates)
             query.append((truth, inner_objective.degradation(truth, generator), photos.landmarks[candidates]))
             albums.append(Album(photos.batch(support).to(self.device), photos.landmarks[support].to(self.device)))
-            identities.append(F.normalize(self.data.embeddings[support].mean(dim=0), dim=0))
+            identities.append(mean_identity(self.data.embeddings[support]))
             generators.append(generator)
         batches = [draw(albums, inner_objective.degradation, config.inner, generators)
                    for _ in range(config.inner.steps)]
@@ -263,11 +263,8 @@ class Trainer:
         return record
 
     def _factor(self) -> float:
-        """Linear warm-up, then a cosine down to `lr_final`."""
-        config = self.config
-        share = torch.tensor(torch.pi * min(1.0, self.step / config.meta_steps))
-        cosine = config.lr_final + (1 - config.lr_final) * 0.5 * (1 + float(share.cos()))
-        return min(1.0, (self.step + 1) / max(1, config.warmup)) * cosine
+        """What every group's rate is multiplied with."""
+        return scheduled(self.step, self.config.meta_steps, self.config.warmup, 1.0, self.config.lr_final)
 
     # -- watching ---------------------------------------------------------------------------------------------
 
@@ -435,14 +432,6 @@ def meta_train(config: MetaConfig, resume: bool = True) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     console = Console(quiet=process_of_run()[0] > 0)
-    trainer = prepare(config)
-    if resume and trainer.resume():
-        console.print(f"resumed at step {trainer.step}")
-    try:
-        path = trainer.run(console)
-    except KeyboardInterrupt:
-        trainer.save()
-        console.print(f"interrupted at step {trainer.step}; run the same command to go on from there")
-        raise
+    path = run_or_go_on(prepare(config), console, resume)
     console.print(f"done: {path}; best.safetensors, contact sheets and log.jsonl beside it")
     return path
