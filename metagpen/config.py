@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -16,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+
+SHORT = Repr()  # of wrong values in messages: a file can hold any amount of them
+SHORT.maxstring, SHORT.maxlist, SHORT.maxlevel = 200, 12, 2
 
 
 class Config(BaseModel):
@@ -63,7 +67,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({_one_line(error)})") from None
-    except yaml.YAMLError as error:
+    except Exception as error:  # its constructors raise nearly anything, for a date such as 2024-13-45
         raise ConfigError(f"{path}: not valid YAML ({_one_line(error)})") from None
     if data is None:
         return {}
@@ -78,6 +82,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no word", key.start_mark)
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' given twice", key.start_mark)
             seen.add(key.value)
@@ -101,7 +107,7 @@ def _assignments(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple
             raise ConfigError(f"'{text}': expected KEY=VALUE, for example train.lr=1e-3")
         try:
             yield [part.strip() for part in key.split(".")], yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except Exception as error:  # as in read_yaml
             raise ConfigError(f"'{text}': the value is not valid YAML ({_one_line(error)})") from None
 
 
@@ -132,7 +138,7 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], source: str, fl
     message = problem["msg"].removeprefix("Value error, ")
     where = f"{source}: '{dotted}'" if dotted else source
     given = problem["input"]
-    shown = f", not {given!r}" if isinstance(given, (str, int, float, bool, list, type(None))) else ""
+    shown = f", not {SHORT.repr(given)}" if isinstance(given, (str, int, float, bool, list, type(None))) else ""
     return f"{where}: {_one_line(message[:1].lower() + message[1:])}{shown}"
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import load, save, save_file
 from torch import Tensor
+
+from .atomic import whole_file
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
@@ -16,19 +18,31 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
     Its permissions are those of any new file (safetensors itself writes files that only their owner can read).
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        whole = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(whole, temporary, metadata=dict(metadata or {}))
+    with whole_file(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, dict(metadata or {}))
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
+
+
+def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> str:
+    """What keeps tensors from being the wanted ones, given by their shapes: names and shapes; "" if nothing does."""
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    wrong = [f"{key} {tuple(found[key].shape)} instead of {tuple(shape)}"
+             for key, shape in wanted.items() if key in found and tuple(found[key].shape) != tuple(shape)]
+    kinds = (("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", wrong))
+    return "; ".join(f"{name}: {some(keys)}" for name, keys in kinds if keys)
+
+
+def some(keys: Sequence[str], most: int = 6) -> str:
+    """The first of them, and how many more there are."""
+    rest = len(keys) - most
+    return ", ".join(keys[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

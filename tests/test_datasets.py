@@ -587,7 +587,7 @@ def test_the_command(tmp_path, tiny_recogniser, monkeypatch):
     people = read_groups(tmp_path / "faces", tmp_path / "out" / "mined.csv")
     assert names(people) == {"mined_000000": ["0.png", "2.png"], "mined_000001": ["1.png", "3.png"]}
     refused = runner.invoke(app, [*arguments, "--recogniser", "other.pth"])
-    assert refused.exit_code == 1 and "no threshold was validated" in refused.stderr
+    assert refused.exit_code == 2 and "no threshold was validated" in refused.stderr
 
 
 def test_precision_of_the_default_threshold(shared):

@@ -492,6 +492,7 @@ def test_mixture_needs_one_scale():
 
 def test_names():
     assert isinstance(by_name("bsrgan", scale=4), BSRGANDegradation)
+    assert isinstance(by_name("BSRGAN", scale=4), BSRGANDegradation)
     assert by_name("heavy", face_px=[12, 21]).face_px == (12, 21)
     mixture = by_name("mixed", heavy={"weight": 2, "face_px": [9, 9]}, gfpgan=1)
     assert mixture.weights == [2.0, 1.0] and mixture.parts[0].face_px == (9, 9)

@@ -34,7 +34,11 @@ NAMES = tuple(sorted(_BUILDERS))
 
 
 def by_name(name: str, **settings: Any) -> Degradation:
-    """The degradation of this name with these settings; `ConfigError` for a name or setting that does not exist."""
+    """The degradation of this name with these settings; `ConfigError` for a name or setting that does not exist.
+
+    Names are known in any case: "BSRGAN" is "bsrgan".
+    """
+    name = name if name in _BUILDERS else str(name).lower()
     if name not in _BUILDERS:
         raise ConfigError(f"there is no degradation {name!r}{_nearest(name, NAMES)}; known: {', '.join(NAMES)}")
     builder = _BUILDERS[name]

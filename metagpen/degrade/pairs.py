@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..errors import ConfigError, DataError, PhotoError
+from ..workers import obey_parent, uninterrupted
 from .base import Degradation
 from .names import by_name
 
@@ -100,7 +101,7 @@ def write_pairs(
 
 def _degradation(degradation: str | Degradation, scale: int) -> Degradation:
     if isinstance(degradation, str):
-        built = by_name(degradation, scale=scale) if degradation == "bsrgan" else by_name(degradation)
+        built = by_name(degradation, scale=scale) if degradation.lower() == "bsrgan" else by_name(degradation)
     else:
         built = degradation
         scale = built.scale if scale == 1 else scale
@@ -167,7 +168,8 @@ def _save_pair(pictures: dict[Path, Image.Image]) -> None:
         for draft, path in drafts.items():
             os.replace(draft, path)
     except OSError as error:
-        raise DataError(f"{next(iter(pictures))} or its partner cannot be written ({error.strerror})") from None
+        reason = error.strerror or error
+        raise DataError(f"{next(iter(pictures))} or its partner cannot be written ({reason})") from None
     finally:
         for draft in drafts:
             draft.unlink(missing_ok=True)
@@ -184,9 +186,10 @@ def _run(jobs: list[_Job], degrade: Degradation, num_workers: int, bar: Callable
     # Spawned, not forked: a forked copy of a process whose torch has run threads can hang.
     context = multiprocessing.get_context("spawn")
     workers = min(num_workers, len(jobs))
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures: dict[Future, _Job] = {pool.submit(_write_pair, job, degrade): job for job in jobs}
+    with ProcessPoolExecutor(workers, context, initializer=_prepare_worker) as pool:
         try:
+            with uninterrupted():
+                futures: dict[Future, _Job] = {pool.submit(_write_pair, job, degrade): job for job in jobs}
             return {futures[done].index: done.result() for done in bar(as_completed(futures), len(jobs))}
         except BrokenProcessPool:
             raise DataError(
@@ -195,6 +198,11 @@ def _run(jobs: list[_Job], degrade: Degradation, num_workers: int, bar: Callable
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    obey_parent()
+    torch.set_num_threads(1)
 
 
 @contextmanager

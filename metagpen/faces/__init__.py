@@ -13,7 +13,18 @@ from .align import (
     transform,
 )
 from .detect import Face, detect, detect_many, single_face
-from .photo import PHOTO_SUFFIXES, PhotoSource, describe, load_photo, to_pil, to_tensor
+from .photo import (
+    PHOTO_SUFFIXES,
+    PhotoSource,
+    describe,
+    load_photo,
+    load_with_extras,
+    photo_format,
+    save_photo,
+    to_pil,
+    to_tensor,
+    with_extras,
+)
 
 __all__ = [
     "FFHQ_LANDMARKS",
@@ -29,11 +40,15 @@ __all__ = [
     "ffhq_quad",
     "invert",
     "load_photo",
+    "load_with_extras",
     "outside_share",
     "paste_back",
+    "photo_format",
     "rim_mask",
+    "save_photo",
     "single_face",
     "to_pil",
     "to_tensor",
     "transform",
+    "with_extras",
 ]

@@ -8,20 +8,47 @@ border.
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import PhotoError
+from ..atomic import whole_file
+from ..errors import DataError, PhotoError
 
+T = TypeVar("T")
 PhotoSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
 PHOTO_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
 """File names that folder readers take for photos (compared in lower case)."""
 
 SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+GREY = ("1", "L", "LA", "La", "F", *SIXTEEN_BIT)
+TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
+
+EXIF_IFD, GPS_IFD = 0x8769, 0x8825
+LAYOUT_TAGS = frozenset([0x0112, 0xA002, 0xA003, 0xA005, *range(254, 267), *range(273, 282), 284, 301, *range(317, 326),
+                         330, *range(338, 342), 347, *range(512, 522), *range(529, 533), 700, 34675])
+"""EXIF and TIFF tags that say how the pixels of one file lie in it, their number, or how to turn them: not true of any
+other file."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a photo has beside its colours, for the picture that takes its place.
+
+    covered: the upright RGBA picture where some of it is transparent, else None. grey: the photo has no colours.
+    info: its EXIF (upright, without thumbnail), ICC profile and resolution, as `PIL.Image.Image.info` holds them.
+    """
+
+    covered: Image.Image | None = None
+    grey: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 def load_photo(source: PhotoSource) -> Image.Image:
@@ -41,7 +68,7 @@ def load_photo(source: PhotoSource) -> Image.Image:
     Raises PhotoError, naming the file and what to do, for everything else.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(Path(source))
+        return _from_file(Path(source), _decode)
     if isinstance(source, Image.Image):
         return _decode(source, describe(source))
     if isinstance(source, np.ndarray):
@@ -50,6 +77,53 @@ def load_photo(source: PhotoSource) -> Image.Image:
         return _from_tensor(source)
     raise PhotoError("a photo must be a path, a PIL image, a numpy array or a torch tensor, "
                      f"not {type(source).__name__}")
+
+
+def load_with_extras(source: PhotoSource) -> tuple[Image.Image, Extras]:
+    """`load_photo`, and what else the photo has; arrays and tensors have nothing else."""
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(Path(source), _decode_with_extras)
+    if isinstance(source, Image.Image):
+        return _decode_with_extras(source, describe(source))
+    return load_photo(source), Extras()
+
+
+def with_extras(image: Image.Image, extras: Extras) -> Image.Image:
+    """A picture made from a photo, RGB, with what the photo had beside its colours: RGB, RGBA, L or LA.
+
+    image: as `load_photo` gave the photo, changed; or larger, when the transparency is enlarged with it. Laid over
+    white the result is `image`, and where that is the photo unchanged, so are the colours below the transparency.
+    """
+    result = image.convert("RGB") if extras.covered is None else _uncovered(image.convert("RGB"), extras.covered)
+    if extras.grey:
+        result = result.convert("L" if extras.covered is None else "LA")
+    result.info = dict(extras.info)
+    return result
+
+
+def save_photo(image: Image.Image, path: str | Path) -> Path:
+    """Write the picture with its EXIF, ICC profile and resolution, whole or not at all; the suffix says the format.
+
+    Transparency is laid over white where the format has none. Raises DataError for a suffix that cannot be written.
+    """
+    path = Path(path)
+    kind = photo_format(path)
+    options = {key: image.info[key] for key in ("exif", "icc_profile", "dpi") if image.info.get(key)}
+    if kind in ("JPEG", "WEBP"):
+        options["quality"] = 95
+    if kind in ("JPEG", "BMP", "PPM") and image.mode in TRANSPARENT:
+        image = _to_rgb(image)
+    with whole_file(path) as temporary:
+        image.save(temporary, kind, **options)
+    return path
+
+
+def photo_format(path: Path) -> str:
+    """PIL's name of the format that the file's suffix stands for. Raises DataError for one not in PHOTO_SUFFIXES."""
+    if path.suffix.lower() not in PHOTO_SUFFIXES:
+        raise DataError(f"{path}: pictures cannot be written as '{path.suffix}'; end the name in one of "
+                        f"{', '.join(sorted(PHOTO_SUFFIXES))}")
+    return Image.registered_extensions()[path.suffix.lower()]
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -77,7 +151,7 @@ def describe(source: PhotoSource) -> str:
     return f"the given {'tensor' if isinstance(source, torch.Tensor) else 'array'} {shape}"
 
 
-def _from_file(path: Path) -> Image.Image:
+def _from_file(path: Path, decode: Callable[[Image.Image, str], T]) -> T:
     name = describe(path)
     try:
         if path.is_dir():
@@ -87,7 +161,11 @@ def _from_file(path: Path) -> Image.Image:
         if path.stat().st_size == 0:
             raise PhotoError(f"{name} is empty (0 bytes); copy or download it again")
         with Image.open(path) as image:
-            return _decode(image, name)
+            most = Image.MAX_IMAGE_PIXELS  # of which PIL only warns, up to twice as many
+            if most and image.width * image.height > most:
+                raise PhotoError(f"{name} is too large to open ({image.width}x{image.height}, more than {most} "
+                                 "pixels); scale it down first")
+            return decode(image, name)
     except UnidentifiedImageError:
         raise PhotoError(f"{name} is not a picture in a format that can be read here; "
                          "convert it to JPEG or PNG (HEIC and RAW files need that too)") from None
@@ -102,9 +180,62 @@ def _from_file(path: Path) -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
+    return _converted(image, name)[0]
+
+
+def _decode_with_extras(image: Image.Image, name: str) -> tuple[Image.Image, Extras]:
+    rgb, upright = _converted(image, name)
+    exif = _kept_exif(image, name)
+    transparent = upright.mode in TRANSPARENT or "transparency" in upright.info
+    grey = upright.mode in GREY
+    info = {"exif": exif, "icc_profile": _kept_profile(upright, grey),
+            "dpi": upright.info.get("dpi")}
+    covered = upright.convert("RGBA") if transparent else None
+    return rgb, Extras(covered, grey, {key: value for key, value in info.items() if value})
+
+
+def _kept_exif(image: Image.Image, name: str) -> bytes:
+    """The EXIF for an upright picture in another file: no layout, no thumbnail of what it showed before."""
+    try:
+        found, kept = image.getexif(), Image.Exif()
+        kept.update({tag: value for tag, value in found.items() if tag not in LAYOUT_TAGS | {EXIF_IFD, GPS_IFD}})
+        for section in (EXIF_IFD, GPS_IFD):
+            values = {tag: value for tag, value in found.get_ifd(section).items() if tag not in LAYOUT_TAGS}
+            if values:
+                kept[section] = kept.get_ifd(section)
+                kept[section].update(values)
+        return kept.tobytes() if len(kept) else b""
+    except Exception as error:  # hand-made EXIF breaks its readers in every way
+        warnings.warn(f"{name}: its EXIF cannot be read ({error}) and is left out", stacklevel=2)
+        return b""
+
+
+def _kept_profile(image: Image.Image, grey: bool) -> bytes:
+    """The colour profile, if it is for the colours that the picture will be written in (CMYK becomes RGB)."""
+    profile = image.info.get("icc_profile") or b""
+    return profile if profile[16:20] == (b"GRAY" if grey else b"RGB ") else b""
+
+
+def _uncovered(image: Image.Image, covered: Image.Image) -> Image.Image:
+    """The RGBA picture that, laid over white, is `image`, with the transparency of `covered`."""
+    same = image.size == covered.size
+    covered = covered if same else covered.resize(image.size, Image.Resampling.LANCZOS)
+    below, wanted = np.asarray(covered, dtype=np.float32), np.asarray(image, dtype=np.float32)
+    share = below[..., 3:] / 255
+    solved = np.where(share > 0, (wanted - 255 * (1 - share)) / np.maximum(share, 1 / 255), below[..., :3])
+    if same:
+        untouched = (np.asarray(_to_rgb(covered)) == np.asarray(image)).all(axis=2, keepdims=True)
+        solved = np.where(untouched, below[..., :3], solved)
+    pixels = np.concatenate([np.rint(np.clip(solved, 0, 255)), below[..., 3:]], axis=2)
+    return Image.fromarray(pixels.astype(np.uint8), "RGBA")
+
+
+def _converted(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image]:
+    """The upright picture as RGB, and in its own mode."""
     try:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image), name)
+        upright = ImageOps.exif_transpose(image)
+        return _to_rgb(upright, name), upright
     except PhotoError:
         raise
     except Exception as error:
@@ -120,7 +251,7 @@ def _to_rgb(image: Image.Image, name: str = "the given image") -> Image.Image:
         return _grey16(np.asarray(image), name)
     if image.mode == "F":
         return _from_array(np.asarray(image), name)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")

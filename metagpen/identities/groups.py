@@ -6,6 +6,7 @@ import csv
 import os
 from pathlib import Path
 
+from ..atomic import whole_file
 from ..errors import DataError
 from .listing import existing_folder
 from .people import People, Photo, _csv_rows, register_layout
@@ -53,6 +54,5 @@ def write_groups(people: People, root: str | os.PathLike, file: str | os.PathLik
             if not photo.path.is_relative_to(root):
                 raise DataError(f"'{photo.path}' does not lie below '{root}'; give the folder that holds all photos")
             rows.append([photo.path.relative_to(root).as_posix(), name])
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w", newline="", encoding="utf-8") as stream:
+    with whole_file(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([["file", "id"], *sorted(rows)])

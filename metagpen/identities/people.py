@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..atomic import whole_file
 from ..errors import DataError
 from ..faces.photo import PHOTO_SUFFIXES, load_photo
 
@@ -205,7 +207,7 @@ def read_split(file: str | os.PathLike) -> dict[tuple[str, str], str]:
 
 def write_split(parts: Mapping[str, People], file: str | os.PathLike) -> None:
     """Writes parts as a file that `read_split` and `split` read again."""
-    with open(file, "w", newline="", encoding="utf-8") as stream:
+    with whole_file(file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["set", "id", "split"])
         for part, people in parts.items():
@@ -310,13 +312,22 @@ def _number(row: dict[str, str], column: str, file: Path, number: int) -> float 
     return value
 
 
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Turns what reading text or csv may raise half-way into a DataError that names the file."""
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{file}' cannot be read as a csv in UTF-8 ({error}); save it as one again") from None
+
+
 def _csv_rows(file: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a csv with their line numbers (the header is line 1)."""
     try:
         stream = open(file, newline="", encoding="utf-8-sig")  # spreadsheets like to write a byte order mark
     except OSError as error:
         raise DataError(f"'{file}' cannot be read ({error.strerror}); check the path") from None
-    with stream:
+    with stream, readable(file):
         reader = csv.DictReader(stream)
         missing = [column for column in required if column not in (reader.fieldnames or [])]
         if missing:

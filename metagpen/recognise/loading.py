@@ -41,7 +41,12 @@ def load(name: str | Path = EMBEDDED, device: str | torch.device = "cpu") -> Rec
 def from_file(path: Path) -> Recogniser:
     kind = path.suffix.lower()
     if kind == ".xml":
-        return openvino(path)
+        try:
+            return openvino(path)
+        except CheckpointError:
+            raise
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: looks like an OpenVINO IR but does not hold together ({error})") from error
     if kind == ".onnx":
         return onnx(path)
     if kind == ".safetensors":
@@ -89,7 +94,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read as a torch checkpoint of tensors ({reason})") from error
     while isinstance(state, dict) and (inner := [key for key in WRAPPERS if isinstance(state.get(key), dict)]):
         state = state[inner[0]]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(name, str) and isinstance(value, Tensor)
+                                                             for name, value in state.items()):
         raise CheckpointError(f"{path}: holds no state dict (names and tensors); save one with "
                               "torch.save(network.state_dict(), path)")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -112,7 +118,7 @@ def from_state(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -
         if "layer1.0.conv1.weight" in state and "fc.weight" in state and "features.weight" in state:
             net = IResNet.from_state(state)
             return Recogniser(path.stem, net, InputSpec(net.size, align.arcface(net.size)), net.dim)
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, LookupError, ValueError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path}: looks like a known network but does not fit it: {error}") from error
     first = ", ".join(list(state)[:4])
     raise CheckpointError(f"{path}: holds none of the known recognisers (the embedded one, MobileFaceNet, "

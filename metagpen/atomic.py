@@ -1,0 +1,44 @@
+"""Files that appear whole or not at all: whatever fails while one is written, what was there before stays."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from safetensors import SafetensorError
+
+from .errors import DataError
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; what lies there at the end takes the place of `path`.
+
+    Folders are made. Raises OSError naming `path` when it cannot be written, also where a writer has words of its own
+    for that: torch and safetensors report a full disk as other errors, and PIL without the file's name. Raises
+    DataError where the name of some file, which is no text, would have to be written as text.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # renaming would do away with /dev/null
+        raise OSError(errno.EINVAL, "a device or a pipe; give the name of a file", str(path))
+    temporary = path.with_name(f"{path.name[:40]}.{uuid4().hex[:12]}.part")  # not longer than names may be
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(errno.EIO, f"cannot be written ({str(error).splitlines()[0]})", str(path)) from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: cannot be written: {error.object[:200]!r} holds a name that is no text; rename that "
+                        "file or folder") from None
+    except OSError as error:
+        at = str(path.parent) if error.filename == str(path.parent) else str(path)
+        raise OSError(error.errno, error.strerror or str(error), at) from error
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:  # a folder that is none, or may not be entered: nothing was written there
+            pass
