@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .gpen import GPEN
 from .person.rule import InnerRule
-from .person.start import IdentityStart
-from .tensors import write_tensors
+from .person.start import Gate, IdentityStart
+from .tensors import differences, shapes, write_tensors
 
-FORMAT = "metagpen-model-2"
+FORMAT = "metagpen-model-3"
 
 
 class MetaGPEN(nn.Module):
@@ -60,15 +59,20 @@ class MetaGPEN(nn.Module):
         return self.eval().requires_grad_(False)
 
     @property
-    def gate(self) -> Callable[[Tensor], Tensor] | None:
+    def gate(self) -> Gate | None:
         """How much of a person an input lets in (`person.start.Gate`); None, everything, without a start."""
         return self.start.gate if self.start is not None else None
+
+    def filling(self, images: Tensor) -> Tensor | None:
+        """What the model adds to w for these faces [B, 3, S, S] whoever they show, [B, n_latent, style_dim] (see
+        `person.start.Gate`); None, nothing, without a start."""
+        return None if self.gate is None else self.gate.filling(images)
 
     @torch.no_grad()
     def restore(self, images: Tensor) -> Tensor:
         """The generic restoration of aligned faces [B, 3, S, S] in [-1, 1]; same shape, clamped to [-1, 1]."""
         images = images.to(self.device, memory_format=torch.channels_last)  # faster on CPU
-        return self.gpen(images).clamp(-1, 1)
+        return self.gpen(images, self.filling(images)).clamp(-1, 1)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file: tensors, the arguments that shape them, and the card."""
@@ -90,9 +94,24 @@ class MetaGPEN(nn.Module):
         if header.get("format") != FORMAT:
             raise CheckpointError(f"{path}: a safetensors file, but not a metagpen model (format "
                                   f"{header.get('format')!r}, expected {FORMAT!r})")
-        start, rule = json.loads(header["start"]), json.loads(header.get("rule", "null"))
-        gpen = GPEN(**json.loads(header["gpen"]))
-        model = cls(gpen, IdentityStart(**start) if start else None, json.loads(header["card"]),
+        try:
+            return cls._built(header, tensors)
+        except Exception as error:  # a header written by hand can say anything
+            reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{path}: a damaged metagpen model ({reason}); copy or download it again") from error
+
+    @classmethod
+    def _built(cls, header: dict[str, str], tensors: dict[str, Tensor]) -> MetaGPEN:
+        """The model that a header describes, holding these tensors; nothing is built that they would not fill."""
+        arguments, start, card = (json.loads(header[name]) for name in ("gpen", "start", "card"))
+        rule = json.loads(header.get("rule", "null"))
+        with torch.device("meta"):
+            empty = cls(GPEN(**arguments), IdentityStart(**start) if start else None)
+        plain = {name: value for name, value in tensors.items() if not (rule and name.startswith("rule."))}
+        if problems := differences(plain, shapes(empty.state_dict())):
+            raise CheckpointError(f"it has {problems}")
+        gpen = GPEN(**arguments)
+        model = cls(gpen, IdentityStart(**start) if start else None, card,
                     InnerRule.from_dict(gpen, rule) if rule else None)
         model.load_state_dict(tensors)
         return model

@@ -36,12 +36,16 @@ from .gpen.discriminator import Discriminator
 from .gpen.growth import grow
 from .identities import PackedPhotos, load_people, pack, split
 from .losses import (
+    ProjectedCritic,
     RecogniserLoss,
+    RecogniserTerms,
+    chroma_l1,
     discriminator_loss,
     feature_matching,
     generator_loss,
     gradient_l1,
     l1,
+    luma,
     r1_penalty,
 )
 from .model import MetaGPEN
@@ -56,10 +60,12 @@ class LossWeights(Config):
 
     l1: float = 1.0
     gradient: float = 0.0
+    chroma: float = 0.0
     perceptual: float = 0.0
     identity: float = 0.0
     adversarial: float = 0.0
     feature_matching: float = 0.0
+    projected: float = Field(0.0, description="adversarial too, its critic looking through the loss's recogniser")
 
 
 class Stage(Config):
@@ -94,6 +100,8 @@ class TrainConfig(Config):
     init: str | None = Field(None, description="model to begin from instead of random weights, e.g. embedded")
     channel_multiplier: float = 1
     narrow: float = 0.25
+    mapping_rate: float = Field(100.0, description="factor on the mapping network's rate: undoes its lr_mul of 0.01, "
+                                                   "with which a short training leaves it as random as it began")
     critic_narrow: float = Field(0.125, description="width of the discriminator; its size follows the stage")
     pack_size: int = 128
     degradation: dict[str, Any] = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
@@ -259,42 +267,65 @@ class Trainer:
         for module in self.model.gpen.generator.top_level:
             module.requires_grad_(True)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.Adam(self.trained, lr=self.stage.lr, betas=(self.stage.beta1, 0.99))
+        mapping = {id(p) for p in self.model.gpen.generator.style.parameters()}
+        groups = [{"params": [p for p in self.trained if id(p) not in mapping], "factor": 1.0},
+                  {"params": [p for p in self.trained if id(p) in mapping], "factor": self.config.mapping_rate}]
+        self.optimiser = torch.optim.Adam([group for group in groups if group["params"]], lr=self.stage.lr,
+                                          betas=(self.stage.beta1, 0.99))
         self.critic = self.critic_optimiser = None
         if self.stage.loss.adversarial or self.stage.loss.feature_matching:
             self.critic = Discriminator(self.stage.size, self.config.channel_multiplier,
                                         self.config.critic_narrow).to(self.device)
             self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=self.stage.lr_d,
                                                      betas=(self.stage.beta1, 0.99))
+        self.projected = self.projected_optimiser = None
+        if self.stage.loss.projected:
+            self.projected = ProjectedCritic(self._depths()).to(self.device)
+            self.projected_optimiser = torch.optim.Adam(self.projected.parameters(), lr=self.stage.lr_d,
+                                                        betas=(0.5, 0.99))
+
+    @torch.no_grad()
+    def _depths(self) -> list[int]:
+        """Channels of the maps that the loss's recogniser gives."""
+        grey = torch.zeros(1, 3, self.stage.size, self.stage.size, device=self.device)
+        return [m.shape[1] for m in self.recogniser_loss.recogniser.perceive(grey)[0]]
 
     def next_stage(self) -> None:
         """Continue from the averaged weights: grow if the next stage is larger, keep the critic where it fits."""
         self.stage_index, self.stage_start = self.stage_index + 1, self.step
-        critic = self.critic
+        critic, projected = self.critic, self.projected
         self._install(grow_to(self.average.module, self.stage.size))
         if critic is not None and self.critic is not None:
             inherit(self.critic, critic)
+        if projected is not None and self.projected is not None:
+            self.projected.load_state_dict(projected.state_dict())
 
     # -- one step ---------------------------------------------------------------------------------------------
 
     def forward(self, model: MetaGPEN, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            offset = model.start(batch.identity) * batch.known[:, None, None]
+            offset = model.gate.nobody + model.start(batch.identity) * batch.known[:, None, None]
             poor = batch.poor.contiguous(memory_format=torch.channels_last)
             return model.gpen(poor, offset, model.gate).float()
 
     def losses(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms, each a mean over the batch."""
-        weight, terms = self.stage.loss, {}
+        weight, terms, self.seen = self.stage.loss, {}, None
         terms["l1"] = weight.l1 * l1(restored, batch.truth).mean()
         if weight.gradient:
             terms["gradient"] = weight.gradient * gradient_l1(restored, batch.truth).mean()
+        if weight.chroma:
+            terms["chroma"] = weight.chroma * chroma_l1(restored, batch.truth).mean()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            if weight.perceptual or weight.identity:
-                seen = self.recogniser_loss(restored, batch.truth, batch.landmarks, batch.poor)
+            if weight.perceptual or weight.identity or weight.projected:
+                seen = self.seen = self.recogniser_loss(restored, batch.truth, batch.landmarks, batch.poor)
                 terms["perceptual"] = weight.perceptual * seen.perceptual.mean()
                 terms["identity"] = weight.identity * seen.identity.mean()
                 terms["severity"] = F.mse_loss(self.model.gate.severity(batch.poor), seen.lost)
+            if self.projected is not None:
+                logits = self.projected.requires_grad_(False)(luma(restored), seen.maps)
+                terms["projected"] = weight.projected * torch.stack([generator_loss(x.float()) for x in logits]).mean()
+                self.projected.requires_grad_(True)
             if self.critic is not None:
                 terms.update(self._adversarial_terms(restored, batch.truth))
         return terms
@@ -322,6 +353,16 @@ class Trainer:
         self.critic_optimiser.step()
         return {"critic": float(loss.detach())}
 
+    def projected_step(self, restored: Tensor, truth: Tensor, seen: RecogniserTerms) -> dict[str, float]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            real = self.projected(luma(truth), seen.true_maps)
+            fake = self.projected(luma(restored.detach()), [m.detach() for m in seen.maps])
+            losses = [discriminator_loss(a.float(), b.float()) for a, b in zip(real, fake, strict=True)]
+        self.projected_optimiser.zero_grad(set_to_none=True)
+        torch.stack(losses).mean().backward()
+        self.projected_optimiser.step()
+        return {f"critic_depth_{k}": float(loss.detach()) for k, loss in enumerate(losses)}
+
     def upcoming(self) -> Iterator[Batch]:
         """The batches from here to the stage's end."""
         rest = range(self.step, self.stage_start + self.stage.steps)
@@ -331,7 +372,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         batch = self._to_device(batch)
         for group in self.optimiser.param_groups:
-            group["lr"] = self._lr()
+            group["lr"] = group["factor"] * self._lr()
         restored = self.forward(self.model, batch)
         terms = self.losses(restored, batch)
         loss = sum(terms.values())
@@ -343,6 +384,8 @@ class Trainer:
         logged = {name: float(value.detach()) for name, value in terms.items()}
         if self.critic is not None:
             logged.update(self.critic_step(restored, batch.truth))
+        if self.projected is not None:
+            logged.update(self.projected_step(restored, batch.truth, self.seen))
         self.step += 1
         return logged
 
@@ -385,6 +428,9 @@ class Trainer:
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
             state["critic_optimiser"] = self.critic_optimiser.state_dict()
+        if self.projected is not None:
+            state["projected"] = self.projected.state_dict()
+            state["projected_optimiser"] = self.projected_optimiser.state_dict()
         temporary = self.folder / "last.pt.part"
         torch.save(state, temporary)
         temporary.replace(self.folder / "last.pt")
@@ -406,6 +452,9 @@ class Trainer:
         if self.critic is not None and "critic" in state:
             self.critic.load_state_dict(state["critic"])
             self.critic_optimiser.load_state_dict(state["critic_optimiser"])
+        if self.projected is not None and "projected" in state:
+            self.projected.load_state_dict(state["projected"])
+            self.projected_optimiser.load_state_dict(state["projected_optimiser"])
         return True
 
     # -- the loop ---------------------------------------------------------------------------------------------

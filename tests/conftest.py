@@ -42,33 +42,13 @@ def tiny_model():
         if name.endswith("noise.weight"):
             torch.nn.init.constant_(parameter, 0.5)
     start = IdentityStart(8, gpen.config.n_latent, 16, 8)
+    torch.nn.init.normal_(start.gate.nobody, std=0.5)
     return MetaGPEN(gpen, start, {"recogniser": "tests"}).frozen()
 
 
 @pytest.fixture
 def tiny_recogniser():
     """A random, native recogniser with 8-dimensional embeddings that looks at 16 px."""
-    import torch
-    from torch import nn
+    from tiny import recogniser
 
-    from metagpen.recognise import InputSpec, Recogniser
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
-            self.project = nn.Linear(6 * 64, 8)
-
-        def perceive(self, x):
-            maps = torch.tanh(self.conv(x))
-            return [maps], self.project(maps.flatten(1))
-
-        def features(self, x):
-            return self.perceive(x)[0]
-
-        def forward(self, x):
-            return self.perceive(x)[1]
-
-    torch.manual_seed(1)
-    template = tuple((16 * x, 16 * y) for x, y in ((0.35, 0.45), (0.65, 0.45), (0.5, 0.6), (0.4, 0.75), (0.6, 0.75)))
-    return Recogniser("tests", Net(), InputSpec((16, 16), template), dim=8)
+    return recogniser()

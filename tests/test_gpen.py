@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from metagpen.gpen import GPEN
 from metagpen.gpen.generator import layout
-from metagpen.gpen.layers import Blur, ModulatedConv2d, NoiseInjection, Upsample, blur_reference, down_blur
+from metagpen.gpen.layers import (
+    Blur,
+    EqualLinear,
+    ModulatedConv2d,
+    NoiseInjection,
+    PixelProduct,
+    StyledConv,
+    Upsample,
+    down_blur,
+    scaled_leaky_relu,
+)
 
 # size, channel_multiplier, narrow: the widths above 32 px differ from those below from 64 px on
 ARCHITECTURES = [(16, 1, 1 / 64), (32, 2, 1 / 64), (64, 1, 1 / 64), (128, 2, 1 / 128)]
@@ -124,11 +134,14 @@ def test_output_and_gradients_float64(architecture):
 
 @torch.no_grad()
 def test_published_initial_state():
-    """At initialisation the features are injected with weight 0: only z carries the input."""
+    """As published, training begins with features of weight 0: only z carries the input. Ours begins with 1."""
     fast = GPEN(32, 1, 1 / 64)
     plain = ReferenceGPEN(32, 1, 1 / 64)
+    for name, parameter in fast.named_parameters():
+        if name.endswith("noise.weight"):
+            assert parameter == 1
+            parameter.zero_()
     plain.load_state_dict(fast.state_dict())
-    assert all(p == 0 for name, p in fast.named_parameters() if name.endswith("noise.weight"))
     images = images_of(32)
     assert_same(fast(images), plain(images), 1e-4)
 
@@ -222,12 +235,12 @@ def test_modulated_convolution(kernel_size, demodulate, upsample):
 
 @pytest.mark.parametrize("gain", [1.0, 4.0])
 @pytest.mark.parametrize("pad", [(0, 0), (1, 1), (2, 2), (2, 1)])
-def test_separable_blur(pad, gain):
+def test_blur(pad, gain):
     blur = Blur(pad, gain).double()
     x = random_maps(2, 3, 9, 8)
     found = blur(x)
     found_gradient, = gradients(found, [x])
-    twins = (upfirdn2d(x, blur_kernel(gain).double(), pad=pad), blur_reference(x, blur.kernel, pad))
+    twins = (upfirdn2d(x, blur_kernel(gain).double(), pad=pad), blur.reference(x))
     for expected in twins:
         assert_same(found, expected, 1e-14)
         assert_same(found_gradient, *gradients(expected, [x]), 1e-14)
@@ -248,6 +261,72 @@ def test_blurs_keep_a_constant_picture():
     ones = torch.ones(1, 2, 12, 12, dtype=torch.float64)
     assert torch.allclose(down_blur(3).double()(ones)[..., 3:-3, 3:-3], torch.ones(()).double())
     assert torch.allclose(Upsample().double()(ones)[..., 3:-3, 3:-3], torch.ones(()).double())
+
+
+@pytest.mark.parametrize("concat", [True, False])
+@pytest.mark.parametrize("upsample", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_styled_convolution(upsample, concat, channels_last):
+    """Activated in two parts before they are put together, against one step after the other."""
+    torch.manual_seed(0)
+    layer = StyledConv(6, 5, 3, style_dim=8, upsample=upsample, concat=concat).double()
+    randomise(layer, seed=1)
+    size = 16 if upsample else 8
+    x, w, feature = random_maps(2, 6, 8, 8), random_maps(2, 8), random_maps(2, 5, size, size)
+    given = (x, feature)
+    if channels_last:
+        given = [value.contiguous(memory_format=torch.channels_last) for value in given]
+    found, expected = layer(given[0], w, given[1]), layer.reference(x, w, feature)
+    assert_same(found, expected, 1e-12)
+    inputs = [x, w, feature, *layer.parameters()]
+    for a, b in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
+        assert b.abs().max() > 0
+        assert_same(a, b, 1e-12)
+
+
+@pytest.mark.parametrize("factor", [None, (3,), (2, 3), (1,)])
+@pytest.mark.parametrize("bias", [(3,), (2, 3)])
+def test_scaled_leaky_relu(factor, bias):
+    x, bias = random_maps(2, 3, 4, 4), random_maps(*bias)
+    factor = None if factor is None else random_maps(*factor)
+
+    def spread(value):
+        return value.reshape(*value.shape, 1, 1)
+
+    expected = 2**0.5 * nn.functional.leaky_relu(x * (1 if factor is None else spread(factor)) + spread(bias), 0.2)
+    found = scaled_leaky_relu(x, bias, factor)
+    inputs = [x, bias] + ([] if factor is None else [factor])
+    for a, b in zip((found, *gradients(found, inputs)), (expected, *gradients(expected, inputs)), strict=True):
+        assert_same(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("activation", [True, False])
+def test_equalised_linear_layer(activation):
+    torch.manual_seed(0)
+    layer, x = EqualLinear(5, 4, bias_init=1.0, lr_mul=0.1, activation=activation).double(), random_maps(3, 5)
+    expected = x @ (layer.weight * layer.scale).T + layer.bias * layer.lr_mul
+    if activation:
+        expected = 2**0.5 * nn.functional.leaky_relu(expected, 0.2)
+    inputs = [x, *layer.parameters()]
+    for a, b in zip((layer(x), *gradients(layer(x), inputs)), (expected, *gradients(expected, inputs)), strict=True):
+        assert_same(a, b, 1e-13)
+
+
+def test_product_over_pixels():
+    """Against the plain product: value, gradients, gradients of gradients, and batched by torch.func."""
+    pixels, weight = random_maps(2, 7, 4), random_maps(2, 3, 4)
+
+    def plain(pixels: Tensor, weight: Tensor) -> Tensor:
+        return pixels @ weight.transpose(1, 2)
+
+    assert_same(PixelProduct.apply(pixels, weight), plain(pixels, weight), 1e-14)
+    assert torch.autograd.gradcheck(PixelProduct.apply, (pixels, weight))
+    assert torch.autograd.gradgradcheck(PixelProduct.apply, (pixels, weight))
+    found, expected = (torch.func.vmap(torch.func.grad(lambda p, w, way=way: way(p, w).pow(3).sum(), argnums=(0, 1)))(
+        pixels.detach()[None].repeat(3, 1, 1, 1), weight.detach()[None].repeat(3, 1, 1, 1))
+        for way in (PixelProduct.apply, plain))
+    for a, b in zip(found, expected, strict=True):
+        assert_same(a, b, 1e-12)
 
 
 def test_feature_injection_concatenates_or_adds():

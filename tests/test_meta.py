@@ -31,9 +31,10 @@ def engine_called(name: str):
 @pytest.fixture
 def smooth(monkeypatch, tiny_model):
     """The tiny model in float64 with a smooth activation: leaky ReLU's kink makes finite differences lie."""
-    def activation(x: Tensor, bias: Tensor) -> Tensor:
-        bias = bias.to(x.dtype).reshape(*bias.shape, *[1] * (x.ndim - 2))
-        return torch.nn.functional.softplus(x + bias)
+    def activation(x: Tensor, bias: Tensor, factor: Tensor | None = None) -> Tensor:
+        bias, factor = (value.reshape(*value.shape, *[1] * (x.ndim - 2))
+                        for value in (bias, torch.ones_like(bias) if factor is None else factor))
+        return torch.nn.functional.softplus(factor * x + bias)
     monkeypatch.setattr(layers, "scaled_leaky_relu", activation)
     monkeypatch.setattr(adapter, "scaled_leaky_relu", activation)
     return tiny_model.double()
@@ -56,7 +57,7 @@ def problem_of(model: MetaGPEN, config: RuleConfig, people: int = PEOPLE, steps:
         for value in rule.initial.values():
             value += 0.1 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
     return Problem(objective, objective, [images() for _ in range(steps)], images(), rule.begin(people),
-                   [rule.rates(step) for step in range(steps)], config.optimiser)
+                   [rule.rates(step, steps) for step in range(steps)], config.optimiser)
 
 
 def flat(gradient: MetaGradient) -> dict[str, Tensor]:
@@ -198,3 +199,21 @@ def test_adam_inside_in_first_order_and_not_in_second(smooth):
 def test_an_unknown_kind_of_parameter_is_refused():
     with pytest.raises(ConfigError, match="some of latent"):
         RuleConfig(moving=("latents",))
+
+
+def test_rates_of_longer_and_shorter_runs(tiny_model):
+    """A run of T steps takes the table as it is, one of n walks through it at its own pace, times (T/n)^shrink."""
+    rule = InnerRule(tiny_model.gpen, SPEC, RuleConfig(steps=4, per_step=True))
+    table = torch.tensor([0.1, 0.2, 0.4, 0.8])
+    with torch.no_grad():
+        for own in rule.log_rates.values():
+            own.copy_(table.log().reshape(4, *[1] * (own.ndim - 1)).expand_as(own))
+        rule.shrink.fill_(1.0)
+    exact = torch.stack([rule.rates(step, 4)["linear.bias"].flatten()[0] for step in range(4)])
+    torch.testing.assert_close(exact, table)
+    longer = torch.stack([rule.rates(step, 7)["linear.bias"].flatten()[0] for step in range(7)])
+    torch.testing.assert_close(longer[::2], table * 4 / 7)
+    assert (longer.diff() > 0).all()
+    torch.testing.assert_close(rule.rates(0, 1)["linear.bias"].flatten()[0], table[0] * 4)
+    rule.rates(1, 2)["linear.bias"].sum().backward()
+    assert rule.shrink.grad.abs() > 0

@@ -122,6 +122,18 @@ def test_every_loop_takes_a_step(config, loop):
     assert bool(trainer.groups["rates"]) == OUTER_LOOPS[loop].learns_rates
 
 
+def test_unrolled_steps_are_drawn_between_fewest_and_most(config):
+    trainer = meta.prepare(config.model_copy(update={"unroll": (1, 4), "validate_steps": [0, 3]}))
+    drawn = [trainer.inner_steps(step) for step in range(200)]
+    assert set(drawn) == {1, 2, 3, 4} and drawn == [trainer.inner_steps(step) for step in range(200)]
+    assert drawn.count(1) > drawn.count(4)  # even on a logarithmic scale
+    for step in (drawn.index(1), drawn.index(4)):
+        problem = trainer.problem(step)
+        assert len(problem.support) == len(problem.rates) == drawn[step]
+    trainer.folder.mkdir(exist_ok=True)
+    assert {"heavy_psnr_gain_0", "heavy_psnr_gain_3"} <= trainer.validate().keys()
+
+
 def test_engines_take_the_same_step(config):
     pytest.importorskip("higher")
     gradients = []
@@ -157,7 +169,7 @@ def test_two_processes_equal_one_with_twice_the_people(config, tmp_path):
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}",
                    "--master-addr=127.0.0.1", f"--master-port={port}", str(tmp_path / "work.py"),
                    str(tmp_path / "config.json"), str(out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(__file__)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(out, weights_only=True))
@@ -170,25 +182,12 @@ def test_two_processes_equal_one_with_twice_the_people(config, tmp_path):
 WORK = """
 import sys, json
 import torch
-from torch import nn
 torch.set_num_threads(1)
+from tiny import recogniser
 from metagpen import recognise
-from metagpen.recognise import InputSpec, Recogniser
 from metagpen.meta import train as meta
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.project = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Linear(6 * 64, 8)
-    def perceive(self, x):
-        maps = torch.tanh(self.conv(x))
-        return [maps], self.project(maps.flatten(1))
-    def forward(self, x):
-        return self.perceive(x)[1]
-
-torch.manual_seed(1)
-template = tuple((16 * x, 16 * y) for x, y in ((0.35, 0.45), (0.65, 0.45), (0.5, 0.6), (0.4, 0.75), (0.6, 0.75)))
-net = Recogniser("tests", Net(), InputSpec((16, 16), template), dim=8)
+net = recogniser()
 recognise.load = lambda *_, **__: net
 config = meta.MetaConfig.from_dict(json.load(open(sys.argv[1])))
 rank, world = meta.process_of_run()
@@ -208,7 +207,8 @@ if not rank:
     ({"loop": "mamml"}, ConfigError, "loop: 'mamml' is none of"),
     ({"engine": "hire"}, ConfigError, "engine: 'hire' is none of"),
     ({"shots": (8, 9)}, DataError, "no training person has 8 photos"),
-    ({"shots": (3, 2)}, ConfigError, "is no range"),
+    ({"shots": (3, 2)}, ConfigError, "shots: .* is no range"),
+    ({"unroll": (0, 2)}, ConfigError, "unroll: .* is no range"),
     ({"slow": ["gpen.nothing.*"]}, ConfigError, "no shared weight is called"),
     ({"pack_size": 32}, ConfigError, "the base restores 16 px, not 32"),
 ])

@@ -25,13 +25,37 @@ def test_batched_people_equal_one_after_the_other(tiny_model, spec):
     parameters = {k: v.double().requires_grad_() for k, v in somebody(model, spec, people=3).items()}
     images = torch.rand(6, 3, model.size, model.size, dtype=torch.float64) * 2 - 1
     torch.nn.init.normal_(model.start.gate.centre)
-    for strength, gate in ((1.0, None), (0.4, model.gate)):
-        fast = personal_forward(model.gpen, images, parameters, spec, strength, gate=gate)
-        plain = personal_forward_reference(model.gpen, images, parameters, strength, gate)
+    for strength, gate, filling in ((1.0, None, None), (0.4, model.gate, model.filling(images))):
+        fast = personal_forward(model.gpen, images, parameters, spec, strength, gate=gate, filling=filling)
+        plain = personal_forward_reference(model.gpen, images, parameters, strength, gate, filling)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
         gradients = [torch.autograd.grad(y.square().sum(), list(parameters.values())) for y in (fast, plain)]
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_every_image_may_have_a_strength_of_its_own(tiny_model):
+    spec, images = AdapterSpec(2, 2, 1), torch.rand(3, 3, tiny_model.size, tiny_model.size) * 2 - 1
+    parameters, filling = somebody(tiny_model, spec), tiny_model.filling(images)
+    together = personal_forward(tiny_model.gpen, images, parameters, spec, torch.tensor([0.0, 0.3, 1.0]),
+                                gate=tiny_model.gate, filling=filling)
+    for i, strength in enumerate((0.0, 0.3, 1.0)):
+        alone = personal_forward(tiny_model.gpen, images[i:i + 1], parameters, spec, strength, gate=tiny_model.gate,
+                                 filling=filling[i:i + 1])
+        torch.testing.assert_close(together[i:i + 1], alone, rtol=0, atol=1e-5)
+
+
+def test_an_open_gate_fills_in_nobody_and_a_shut_one_nothing(tiny_model):
+    images = torch.rand(2, 3, tiny_model.size, tiny_model.size) * 2 - 1
+    images = images.contiguous(memory_format=torch.channels_last)  # as `restore` lays them out
+    plain = tiny_model.gpen(images).clamp(-1, 1)
+    with torch.no_grad():
+        tiny_model.start.gate.centre.fill_(200.0)
+        assert torch.equal(tiny_model.restore(images), plain)
+        tiny_model.start.gate.centre.fill_(-200.0)
+        nobody = tiny_model.start.gate.nobody.expand(2, -1, -1)
+        assert torch.equal(tiny_model.restore(images), tiny_model.gpen(images, nobody).clamp(-1, 1))
+        assert not torch.allclose(tiny_model.restore(images), plain)
 
 
 def test_frozen_prefix_gives_the_same_gradients(tiny_model):
@@ -75,6 +99,9 @@ def test_start_grows_with_the_model():
     assert grown.shape == (2, 6, 16)
     torch.testing.assert_close(grown[:, :4], start(identity))
     torch.testing.assert_close(grown[:, 4], grown[:, 3])
+    start.gate.nobody.data.normal_()
+    nobody = start.grow().gate.nobody
+    assert torch.equal(nobody[:4], start.gate.nobody) and torch.equal(nobody[5], start.gate.nobody[3])
 
 
 def test_a_shut_gate_leaves_the_latents_alone_and_an_open_one_the_offset_whole(tiny_model):

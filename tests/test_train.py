@@ -35,7 +35,7 @@ def config(tmp_path, monkeypatch, tiny_recogniser) -> train.TrainConfig:
         "save_every": 3, "sheet_every": 4, "ema": 0.9,
         "stages": [{"size": 16, "steps": 4, "batch_size": 2, "loss": LOSS},
                    {"size": 32, "steps": 3, "batch_size": 2, "r1_every": 2,
-                    "loss": LOSS | {"adversarial": 0.1, "feature_matching": 0.1}}]})
+                    "loss": LOSS | {"adversarial": 0.1, "feature_matching": 0.1, "projected": 0.1}}]})
 
 
 def losses(config: train.TrainConfig) -> dict[int, tuple]:
@@ -53,7 +53,7 @@ def test_two_stages_make_a_model_of_the_last_size(config):
     assert model.size == 32 and model.start.n_latent == model.gpen.config.n_latent
     series = losses(config)
     assert sorted(series) == list(range(7))
-    assert {"adversarial", "critic", "identity"} <= dict(series[5]).keys()
+    assert {"adversarial", "critic", "identity", "projected", "critic_depth_1"} <= dict(series[5]).keys()
     assert (config.output_dir / "sheet_000004.png").exists()
     assert model.card["recogniser"] == "embedded" and model.card["loss_recogniser"] == "tests"
     assert (model.card["people"], model.card["photos"]) == (3, 7)
@@ -142,6 +142,25 @@ def test_a_frozen_trunk_stays_as_it_was(config):
     allowed = (f"generator.convs.{2 * top}.", f"generator.convs.{2 * top + 1}.",
                f"generator.to_rgbs.{top}.")
     assert changed and all(name.startswith(allowed) for name in changed)
+
+
+def test_the_mapping_network_has_a_rate_of_its_own(config):
+    trainer = train.prepare(config.model_copy(update={"mapping_rate": 0.0}))
+    mapping = trainer.model.gpen.generator.style
+    before = [p.clone() for p in trainer.model.parameters()]
+    of_mapping = {id(p) for p in mapping.parameters()}
+    trainer.train_step(next(trainer.upcoming()))
+    moved = {id(p): not torch.equal(p, old) for p, old in zip(trainer.model.parameters(), before, strict=True)}
+    assert not any(moved[i] for i in of_mapping) and sum(moved.values()) > 0.8 * (len(moved) - len(of_mapping))
+
+
+def test_every_feature_of_the_encoder_learns_from_the_first_step(config):
+    """A feature weight that begins at zero, as StyleGAN2's noise does, would leave the encoder without a gradient."""
+    trainer = train.prepare(config)
+    batch = next(trainer.upcoming())
+    trainer.losses(trainer.forward(trainer.model, batch), batch)["l1"].backward()
+    for block in trainer.model.gpen.encoder:
+        assert block[0][-2].weight.grad.abs().max() > 0
 
 
 def test_impossible_configurations(config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +14,12 @@ from ..gpen.discriminator import Discriminator
 from ..losses import discriminator_loss, generator_loss
 from ..model import MetaGPEN
 from ..person import Parameters
-from .optimise import Adam
+from .optimise import Adam, Optimiser
 
 if TYPE_CHECKING:
-    from .loop import AdaptConfig, Album
+    from .loop import AdaptConfig, Album, Objective
+
+CRITIC_BETAS = (0.0, 0.99)
 
 
 def refine(model: MetaGPEN, albums: Sequence[Album], parameters: Parameters, config: AdaptConfig,
@@ -35,27 +37,50 @@ def refine_one(model: MetaGPEN, own: Album, parameters: Parameters, config: Adap
                recogniser: recognise.Recogniser | None, critic: Discriminator) -> Parameters:
     from .loop import Objective, draw, rate
 
-    critic = copy.deepcopy(critic).to(model.device).requires_grad_(False)
-    released = [*critic.final_conv.requires_grad_(True).parameters(),
-                *critic.final_linear.requires_grad_(True).parameters()]
-    critic_optimiser = torch.optim.Adam(released, lr=config.lr_critic, betas=(0.0, 0.99))
+    critic = copy.deepcopy(critic).to(model.device)
+    critic_optimiser = torch.optim.Adam(release_last_layers(critic), lr=config.lr_critic, betas=CRITIC_BETAS)
     objective = Objective(model, config, recogniser, parameters["latent.offset"].detach())
     optimiser, generator = Adam(), torch.Generator().manual_seed(config.seed + 2)
     for _ in range(config.adversarial_steps):
-        truth, poor, landmarks = draw([own], objective.degradation, config, [generator])
-        parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        restored = objective.restore(parameters, poor)
-        loss = objective.terms(parameters, restored, truth, poor, landmarks).sum()
-        loss = loss + config.adversarial * generator_loss(critic(restored)).mean()
-        gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+        support = draw([own], objective.degradation, config, [generator])
         rates = {name: config.eta_min * rate(name, config) for name in parameters}
-        with torch.no_grad():
-            parameters = optimiser(parameters, gradients, rates)
-        critic_step(critic, critic_optimiser, truth, restored.detach())
+        parameters, restored, _ = person_step(objective, parameters, support, rates, optimiser, critic)
+        critic_step(critic, critic_optimiser, support[0], restored)
     return {name: value.detach() for name, value in parameters.items()}
 
 
-def critic_step(critic: Discriminator, optimiser: torch.optim.Optimizer, real: Tensor, fake: Tensor) -> None:
+def release_last_layers(critic: Discriminator) -> list[torch.nn.Parameter]:
+    """Freeze the critic but for what follows its convolutional body; returns what moves."""
+    critic.requires_grad_(False)
+    last = (critic.final_conv, critic.final_linear)
+    return [parameter for module in last for parameter in module.requires_grad_(True).parameters()]
+
+
+def person_step(objective: Objective, parameters: Parameters, support: tuple[Tensor, Tensor, Tensor],
+                rates: Mapping[str, float], optimiser: Optimiser,
+                critic: Discriminator | None = None) -> tuple[Parameters, Tensor, dict[str, float]]:
+    """One step of one person, against `critic` if there is one: (parameters, restored [B, 3, S, S], losses before it).
+
+    support: (truth, degraded, landmarks) as `draw` gives them.
+    """
+    truth, poor, landmarks = support
+    parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    restored = objective.restore(parameters, poor)
+    loss = objective.terms(parameters, restored, truth, poor, landmarks).sum()
+    losses = {"loss": float(loss.detach())}
+    if critic is not None:
+        verdict = generator_loss(critic(restored)).mean()
+        losses["adversarial"] = float(verdict.detach())
+        loss = loss + objective.config.adversarial * verdict
+    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    with torch.no_grad():
+        return optimiser(parameters, gradients, rates), restored.detach(), losses
+
+
+def critic_step(critic: Discriminator, optimiser: torch.optim.Optimizer, real: Tensor, fake: Tensor) -> float:
+    """One step of what is released in the critic; its loss before."""
     optimiser.zero_grad(set_to_none=True)
-    discriminator_loss(critic(real), critic(fake)).backward()
+    loss = discriminator_loss(critic(real), critic(fake))
+    loss.backward()
     optimiser.step()
+    return float(loss.detach())

@@ -19,7 +19,7 @@ from ..errors import ConfigError, MetagpenError, PhotoError
 from ..faces import FFHQ_LANDMARKS, single_face, to_tensor
 from ..faces.photo import PhotoSource
 from ..gpen.discriminator import Discriminator
-from ..losses import RecogniserLoss, gradient_l1, l1
+from ..losses import RecogniserLoss, chroma_l1, gradient_l1, l1
 from ..memory import free_memory
 from ..model import MetaGPEN
 from ..person import AdapterSpec, Parameters, Person, mean_identity, new_parameters, personal_forward
@@ -44,6 +44,7 @@ class AdaptConfig(Config):
     eta_min: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first")
     l1: float = 1.0
     gradient: float = 0.5
+    chroma: float = 1.0
     perceptual: float = 0.5
     identity: float = 0.3
     latent_norm: float = 1e-3
@@ -162,14 +163,17 @@ def learn_group(model: MetaGPEN, group: Sequence[tuple[str, Album]], config: Ada
     """The people of one batch."""
     own = [photos for _, photos in group]
     began = time.perf_counter()
-    parameters = learn(model, own, config, recogniser, progress)
+    identities = mean_identities(own, recogniser) if recogniser else None
+    parameters = learn(model, own, config, recogniser, identities, progress)
     if config.adversarial_steps:
         parameters = adversarial.refine(model, own, parameters, config, recogniser, critic)
     seconds = (time.perf_counter() - began) / len(group)
     for i, (name, photos) in enumerate(group):
         mine = {key: value[i:i + 1].half().float() for key, value in parameters.items()}  # as its file will hold it
         if all(bool(value.isfinite().all()) for value in mine.values()):
-            yield name, Person(model, config.spec, mine, describe(model, config, recogniser, len(photos), seconds))
+            template = None if identities is None else identities[i].half().float().cpu()
+            yield name, Person(model, config.spec, mine, describe(model, config, recogniser, len(photos), seconds),
+                               template)
             continue
         error = ConfigError(f"learning '{name}' diverged (numbers that are not finite); lower lr_latent and lr_tail")
         if on_error is None:
@@ -229,15 +233,24 @@ def describe(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogni
 def start_offset(model: MetaGPEN, albums: Sequence[Album], recogniser: recognise.Recogniser) -> Tensor:
     """The identity-conditioned start: W+ offsets [P, L, D] from each album's mean embedding."""
     with torch.no_grad():
-        identities = [mean_identity(torch.cat([recogniser.embed(crops, marks) for crops, marks in zip(
-            a.crops.split(32), a.landmarks.split(32), strict=True)])) for a in albums]
-        return model.start(torch.stack(identities))
+        return model.start(mean_identities(albums, recogniser))
+
+
+@torch.no_grad()
+def mean_identities(albums: Sequence[Album], recogniser: recognise.Recogniser) -> Tensor:
+    """Each album's unit mean embedding [P, E]: what the start sees, and a Person's template."""
+    return torch.stack([mean_identity(torch.cat([recogniser.embed(crops, marks) for crops, marks in zip(
+        a.crops.split(32), a.landmarks.split(32), strict=True)])) for a in albums])
 
 
 def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogniser: recognise.Recogniser | None,
-          progress: bool = False) -> Parameters:
-    """The inner loop for P people at once; parameters with leading dimension P, detached."""
-    offset = start_offset(model, albums, recogniser) if config.start and model.start is not None else None
+          identities: Tensor | None, progress: bool = False) -> Parameters:
+    """The inner loop for P people at once; parameters with leading dimension P, detached.
+
+    identities: `mean_identities` of the albums, which the start needs.
+    """
+    with torch.no_grad():
+        offset = model.start(identities) if config.start and model.start is not None else None
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, offset)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])
@@ -267,7 +280,7 @@ def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Ge
 def step_rates(model: MetaGPEN, config: AdaptConfig, step: int, names: Iterable[str]) -> dict[str, Tensor | float]:
     """Rates of an inner step: the learned rule's, or those of the configuration with warm-up and cosine."""
     if config.rule:
-        return {name: value.detach() for name, value in model.rule.rates(step).items()}
+        return {name: value.detach() for name, value in model.rule.rates(step, config.steps).items()}
     factor = warmup_cosine(step, config.steps, config.warmup, config.eta_min)
     return {name: factor * rate(name, config) for name in names}
 
@@ -329,7 +342,8 @@ class Objective:
     def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
             return personal_forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
-                                    self.config.spec, frozen=True, gate=self.model.gate).float()
+                                    self.config.spec, frozen=True, gate=self.model.gate,
+                                    filling=self.model.filling(poor)).float()
 
     def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
         """The loss of each person [P]."""
@@ -337,6 +351,8 @@ class Objective:
         loss = config.l1 * l1(restored, truth)
         if config.gradient:
             loss = loss + config.gradient * gradient_l1(restored, truth)
+        if config.chroma:
+            loss = loss + config.chroma * chroma_l1(restored, truth)
         if config.perceptual or config.identity:
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
                 seen = self.recogniser_loss(restored, truth, landmarks, poor)

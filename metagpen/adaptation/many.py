@@ -120,11 +120,11 @@ def keep_settings(store: PersonStore, config: AdaptConfig, recogniser: recognise
     wanted = json.loads(json.dumps(wanted))
     path = f"{store.root.rstrip('/')}/{SETTINGS}"
     try:
-        known = json.loads(store.files.cat_file(path))
+        known = dict(json.loads(store.files.cat_file(path)))
     except FileNotFoundError:
         store.write(path, json.dumps(wanted, indent=1).encode())
         return
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: not readable ({error}); delete it to fill the store with other settings") from None
     other = [f"{key} = {known.get(key)!r} (now {wanted.get(key)!r})" for key in sorted(known.keys() | wanted.keys())
              if known.get(key) != wanted.get(key)]

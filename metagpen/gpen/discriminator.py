@@ -89,14 +89,14 @@ class Discriminator(nn.Module):
             blocks = max(int(key.split(".")[1]) for key in state if key.startswith("convs."))
             narrow = state["final_linear.1.weight"].shape[1] / 512
             width = state["convs.0.0.weight"].shape[0]
-        except (KeyError, ValueError, IndexError) as error:
+        except (LookupError, ValueError) as error:
             raise CheckpointError(f"not a GPEN discriminator: no convs.* or final_linear.* ({error})") from error
         size = 4 << blocks
-        multiplier = width * size / (16384 * narrow) if size > 32 else 2
-        model = cls(size, multiplier, narrow)
         try:
+            multiplier = width * size / (16384 * narrow) if size > 32 else 2
+            model = cls(size, multiplier, narrow)
             model.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, ZeroDivisionError, OverflowError) as error:
             raise CheckpointError(f"not a GPEN discriminator of {size} px: {error}") from error
         return model
 

@@ -1,11 +1,12 @@
 """The layers GPEN is made of, with the parameter names and shapes of the published checkpoints.
 
-Equalised learning rate (Karras et al. 2018), fused leaky ReLU, separable FIR blur (Zhang 2019) and modulated
-convolution (Karras et al. 2020, StyleGAN2). Two of them are written for speed and have plain twins beside them,
-`blur_reference` and `ModulatedConv2d.reference`; the tests hold each pair together in float64.
+Equalised learning rate (Karras et al. 2018), fused leaky ReLU, FIR blur (Zhang 2019) and modulated convolution
+(Karras et al. 2020, StyleGAN2). What is written for speed has a plain twin beside it, called `reference`; the tests
+hold each pair together in float64, and `benchmarks/inner_step.py` says what it is worth.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +26,19 @@ class FusedLeakyReLU(nn.Module):
         return scaled_leaky_relu(x, self.bias)
 
 
-def scaled_leaky_relu(x: Tensor, bias: Tensor) -> Tensor:
-    """x [B, C, ...], bias [C] (one for all) or [B, C] (one per sample).
+def scaled_leaky_relu(x: Tensor, bias: Tensor, factor: Tensor | None = None) -> Tensor:
+    """sqrt(2) * leaky_relu(factor * x + bias, 0.2): x [B, C, ...]; bias [C] (one for all) or [B, C] (one per sample);
+    factor likewise, or [1]; default 1.
 
-    The gain goes into the sum and the activation works in place (both allowed: leaky ReLU is homogeneous), which
-    saves two passes over the largest maps.
+    Gain and factor go into the sum and the activation works in place (both allowed: leaky ReLU is homogeneous), which
+    saves passes over the largest maps, forwards and backwards.
     """
-    gain = math.sqrt(2)
-    bias = (gain * bias).to(x.dtype).reshape(*bias.shape, *[1] * (x.ndim - 2))
-    return F.leaky_relu_(torch.add(bias, x, alpha=gain), 0.2)
+    gain, spatial = math.sqrt(2), [1] * (x.ndim - 2)
+    bias = (gain * bias).to(x.dtype).reshape(*bias.shape, *spatial)
+    if factor is None:
+        return F.leaky_relu_(torch.add(bias, x, alpha=gain), 0.2)
+    factor = (gain * factor).to(x.dtype).reshape(*factor.shape, *spatial)
+    return F.leaky_relu_(torch.addcmul(bias, x, factor), 0.2)
 
 
 class EqualConv2d(nn.Module):
@@ -62,9 +67,13 @@ class EqualLinear(nn.Module):
         self.scale, self.lr_mul, self.activation = lr_mul / math.sqrt(in_dim), lr_mul, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.activation:
-            return scaled_leaky_relu(F.linear(x, self.weight * self.scale), self.bias * self.lr_mul)
-        return F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
+        # scales x, not the much larger weight; never in bfloat16: there is too little work to gain from it, and styles,
+        # which every pixel is multiplied with, would lose digits
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.weight.dtype) * self.scale
+            if self.activation:
+                return scaled_leaky_relu(F.linear(x, self.weight), self.bias * self.lr_mul)
+            return F.linear(x, self.weight, self.bias * self.lr_mul)
 
 
 class PixelNorm(nn.Module):
@@ -75,7 +84,7 @@ class PixelNorm(nn.Module):
 
 
 class Blur(nn.Module):
-    """FIR low-pass [1, 3, 3, 1]² / 64 · gain, as two depthwise passes (4 + 4 taps a pixel instead of 16).
+    """FIR low-pass [1, 3, 3, 1]² / 64 · gain, in one depthwise pass (two of 4 taps each read and write twice as much).
 
     `pad` = (before, after), zeros, on both axes. The 4x4 buffer `kernel` is in the published checkpoints.
     """
@@ -83,29 +92,22 @@ class Blur(nn.Module):
     def __init__(self, pad: tuple[int, int], gain: float = 1.0):
         super().__init__()
         taps = torch.tensor(FIR_TAPS) / sum(FIR_TAPS) * math.sqrt(gain)
-        self.register_buffer("taps", taps, persistent=False)
         self.register_buffer("kernel", torch.outer(taps, taps))
         self.pad = pad
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         before, after = self.pad
-        taps = self.taps.to(x.dtype)
-        column = taps.reshape(1, 1, -1, 1).expand(channels, 1, -1, 1)
-        row = taps.reshape(1, 1, 1, -1).expand(channels, 1, 1, -1)
+        kernel = self.kernel.flip(0, 1).to(x.dtype).expand(channels, 1, *self.kernel.shape)
         if before == after:  # the convolution can pad by itself
-            x = F.conv2d(x, column, padding=(before, 0), groups=channels)
-            return F.conv2d(x, row, padding=(0, before), groups=channels)
-        x = F.pad(x, (before, after, before, after))
-        return F.conv2d(F.conv2d(x, column, groups=channels), row, groups=channels)
+            return F.conv2d(x, kernel, padding=before, groups=channels)
+        return F.conv2d(F.pad(x, (before, after, before, after)), kernel, groups=channels)
 
-
-def blur_reference(x: Tensor, kernel: Tensor, pad: tuple[int, int]) -> Tensor:
-    """The plain twin of `Blur`: pad, then one 2-D convolution per channel with the full kernel."""
-    channels = x.shape[1]
-    before, after = pad
-    x = F.pad(x, (before, after, before, after))
-    return F.conv2d(x, kernel.flip(0, 1).to(x.dtype).expand(channels, 1, *kernel.shape), groups=channels)
+    def reference(self, x: Tensor) -> Tensor:
+        """The plain twin: pad, then filter every channel of every sample by itself."""
+        before, after = self.pad
+        planes = F.pad(x, (before, after, before, after)).flatten(0, 1)[:, None]
+        return F.conv2d(planes, self.kernel.flip(0, 1)[None, None].to(x.dtype)).unflatten(0, x.shape[:2]).squeeze(2)
 
 
 class Upsample(nn.Module):
@@ -141,19 +143,25 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x [B, in, H, W], w [B, style_dim] -> [B, out, H, W], or twice the size with `upsample`."""
-        style = self.modulation(w)  # [B, in]
-        weight = self.weight[0] * self.scale  # [out, in, k, k]
+        x, factor = self.convolve(x, w)
+        return x if factor is None else x * factor.to(x.dtype)[:, :, None, None]
+
+    def convolve(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The result before demodulation, and the factor [B, out] that demodulates it: the activation that follows
+        can apply it on its way."""
+        style, weight = self.modulation(w) * self.scale, self.weight[0]  # [B, in], [out, in, k, k]
         if not (self.padding or self.demodulate or self.upsample):  # ToRGB: few outputs, so scale the weight, not x
-            return pointwise(x, weight[None, :, :, 0, 0] * style[:, None])
+            return pointwise(x, weight[None, :, :, 0, 0] * style[:, None]), None
         x = x * style.to(x.dtype)[:, :, None, None]
         if self.upsample:
             x = self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
         else:
             x = F.conv2d(x, weight, padding=self.padding)
-        if self.demodulate:
-            energy = F.linear(style.square().to(weight.dtype), weight.square().sum(dim=(2, 3)))  # [B, out]
-            x = x * torch.rsqrt(energy + 1e-8).to(x.dtype)[:, :, None, None]
-        return x
+        if not self.demodulate:
+            return x, None
+        with torch.autocast(x.device.type, enabled=False):
+            energy = F.linear(style.square(), weight.square().sum(dim=(2, 3)))  # [B, out]
+        return x, torch.rsqrt(energy + 1e-8)
 
     def reference(self, x: Tensor, w: Tensor) -> Tensor:
         """The plain twin, as StyleGAN2 writes it: one weight per sample, one grouped convolution."""
@@ -165,8 +173,7 @@ class ModulatedConv2d(nn.Module):
         if self.upsample:
             weight = weight.transpose(1, 2).flatten(0, 1)
             x = F.conv_transpose2d(x, weight, stride=2, groups=batch)
-            x = x.reshape(batch, -1, *x.shape[2:])
-            return blur_reference(x, self.blur.kernel, self.blur.pad)
+            return self.blur.reference(x.reshape(batch, -1, *x.shape[2:]))
         x = F.conv2d(x, weight.flatten(0, 1), padding=self.padding, groups=batch)
         return x.reshape(batch, -1, height, width)
 
@@ -174,18 +181,45 @@ class ModulatedConv2d(nn.Module):
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution with one weight [B, out, in] per sample, as a matrix product over pixels."""
     pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # a view when x is channels_last
-    return (pixels @ weight.transpose(1, 2).to(x.dtype)).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    return PixelProduct.apply(pixels, weight.to(x.dtype)).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class PixelProduct(torch.autograd.Function):
+    """pixels [B, N, in] @ weight [B, out, in] transposed, for few outputs and many pixels.
+
+    Its plain twin is that product itself. It writes the weight's gradient as [out, N] @ [N, in]; autograd's
+    [in, N] @ [N, out], then transposed, is several times slower in float32.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(pixels: Tensor, weight: Tensor) -> Tensor:
+        return pixels @ weight.transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        pixels, weight = ctx.saved_tensors
+        gradient = gradient.to(pixels.dtype)
+        return (gradient @ weight if ctx.needs_input_grad[0] else None,
+                gradient.transpose(1, 2) @ pixels if ctx.needs_input_grad[1] else None)
 
 
 class NoiseInjection(nn.Module):
     """GPEN's use of StyleGAN2's noise input: the encoder's feature map takes the noise's place.
 
     With `concat` (the published models) [B, C, H, W] becomes cat(x, weight * feature) [B, 2C, H, W]; without, a sum.
+    The weight begins at 1 and not at StyleGAN2's 0, which is right for noise: at 0 neither the encoder nor what reads
+    its features gets a gradient, and a short training leaves the low resolutions without them.
     """
 
     def __init__(self, concat: bool = True):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.ones(1))
         self.concat = concat
 
     def forward(self, x: Tensor, feature: Tensor) -> Tensor:
@@ -204,7 +238,17 @@ class StyledConv(nn.Module):
         self.activate = FusedLeakyReLU(out_channels * (2 if concat else 1))
 
     def forward(self, x: Tensor, w: Tensor, feature: Tensor) -> Tensor:
-        return self.activate(self.noise(self.conv(x, w), feature))
+        if not self.noise.concat:
+            return self.activate(self.noise(self.conv(x, w), feature))
+        # activate both parts before they meet: one pass each, and none backwards for a feature without a graph
+        x, factor = self.conv.convolve(x, w)
+        own, injected = self.activate.bias.tensor_split([x.shape[1]])
+        return torch.cat((scaled_leaky_relu(x, own, factor),
+                          scaled_leaky_relu(feature.to(x.dtype), injected, self.noise.weight)), dim=1)
+
+    def reference(self, x: Tensor, w: Tensor, feature: Tensor) -> Tensor:
+        """The plain twin: convolution, injection and activation, one after the other."""
+        return self.activate(self.noise(self.conv.reference(x, w), feature))
 
 
 class ToRGB(nn.Module):

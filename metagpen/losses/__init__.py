@@ -1,8 +1,9 @@
 """What training and adaptation minimise: pixel, perceptual, identity and adversarial terms."""
 
 from .adversarial import discriminator_loss, feature_matching, generator_loss, r1_penalty
-from .perceptual import RecogniserLoss
-from .pixel import gradient_l1, l1
+from .perceptual import RecogniserLoss, RecogniserTerms
+from .pixel import chroma_l1, gradient_l1, l1, luma
+from .projected import ProjectedCritic
 
-__all__ = ["RecogniserLoss", "discriminator_loss", "feature_matching", "generator_loss", "gradient_l1", "l1",
-           "r1_penalty"]
+__all__ = ["ProjectedCritic", "RecogniserLoss", "RecogniserTerms", "chroma_l1", "discriminator_loss",
+           "feature_matching", "generator_loss", "gradient_l1", "l1", "luma", "r1_penalty"]

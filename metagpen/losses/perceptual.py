@@ -10,14 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..recognise import Recogniser
+from .pixel import luma
 
 
 class RecogniserTerms(NamedTuple):
-    """All [B]. lost: identity that the degradation took away; None when the degraded input was not given."""
+    """perceptual, identity: [B]. lost [B]: identity that the degradation took away; None when the degraded input was
+    not given. maps, true_maps: [B, C, h, w] of every depth, of the restored (with a graph) and the true faces."""
 
     perceptual: Tensor
     identity: Tensor
     lost: Tensor | None
+    maps: list[Tensor]
+    true_maps: list[Tensor]
 
 
 class RecogniserLoss:
@@ -46,12 +50,7 @@ class RecogniserLoss:
                      for a, b in zip(maps, true_maps, strict=True)]
         perceptual = torch.stack(distances).mean(dim=0)
         identity = 1 - (embedding * true_embedding).sum(dim=1)
-        return RecogniserTerms(perceptual, identity if lost is None else lost * identity, lost)
-
-
-def luma(x: Tensor) -> Tensor:
-    """RGB [B, 3, H, W] -> its brightness (BT.601) [B, 1, H, W]; linear, so a difference's is the differences'."""
-    return (x * x.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(dim=1, keepdim=True)
+        return RecogniserTerms(perceptual, identity if lost is None else lost * identity, lost, maps, true_maps)
 
 
 def unit_channels(x: Tensor) -> Tensor:

@@ -8,6 +8,20 @@ def l1(restored: Tensor, truth: Tensor) -> Tensor:
     return (restored - truth).abs().mean(dim=(1, 2, 3))
 
 
+def chroma_l1(restored: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference of colours apart from brightness, per image [B].
+
+    Terms that see brightness alone (a recogniser's) leave colours to whatever comes with them; this holds them.
+    """
+    error = restored - truth
+    return (error - luma(error)).abs().mean(dim=(1, 2, 3))
+
+
+def luma(x: Tensor) -> Tensor:
+    """RGB [B, 3, H, W] -> its brightness (BT.601) [B, 1, H, W]; linear, so a difference's is the differences'."""
+    return (x * x.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(dim=1, keepdim=True)
+
+
 def gradient_l1(restored: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute difference of horizontal and vertical finite differences, per image [B]: edges, not tones."""
     error = restored - truth

@@ -46,6 +46,7 @@ class OuterLoss(Config):
 
     l1: float = 1.0
     gradient: float = 0.5
+    chroma: float = 1.0
     perceptual: float = 0.5
     identity: float = 0.5
 
@@ -54,7 +55,7 @@ class MetaConfig(Config):
     """`metagpen meta-train`. `data`: folders of people; `split`: CSV that marks people as train and val.
 
     `inner`: the inner loss and its degradations, the adapter's shape, and the rates and optimiser to begin from (its
-    `steps` is how far the training unrolls). `people`: per process and meta-step.
+    `steps` is how many the rule has rates for). `people`: per process and meta-step.
     """
 
     data: list[Path]
@@ -68,6 +69,9 @@ class MetaConfig(Config):
     engine: str = Field("batched", description="one of " + ", ".join(ENGINES))
     inner: AdaptConfig = AdaptConfig(steps=8, optimiser="adam")
     outer: OuterLoss = OuterLoss()
+    unroll: tuple[int, int] | None = Field(None, description="fewest and most inner steps that are trained through, "
+                                                              "drawn per meta-step, even on a logarithmic scale; "
+                                                              "default: always inner.steps")
     people: int = Field(4, gt=0)
     shots: tuple[int, int] = (1, 8)
     queries: int = Field(4, gt=0)
@@ -93,6 +97,8 @@ class MetaConfig(Config):
     validate_every: int = 200
     validate_people: int = 8
     validate_queries: int = 6
+    validate_steps: list[int] = Field([], description="inner steps to validate at; default: none and inner.steps; "
+                                                      "the last decides which model is best")
     validate_degradations: list[str] = ["heavy", "moderate"]
     scorer: str | None = Field(None, description="recogniser that judges validation; default: the start's")
     card: dict[str, Any] = Field({}, description="added to the model's card")
@@ -147,8 +153,9 @@ class Trainer:
         """Of everybody who can be an episode: all photos, and those that may be queries."""
         config, photos = self.config, self.data.photos
         least, most = config.shots
-        if not 1 <= least <= most:
-            raise ConfigError(f"shots: {list(config.shots)} is no range; give [smallest, largest] from 1 up")
+        for name, (low, high) in {"shots": config.shots, "unroll": config.unroll or (1, 1)}.items():
+            if not 1 <= low <= high:
+                raise ConfigError(f"{name}: {[low, high]} is no range; give [smallest, largest] from 1 up")
         sharp = photos.source_side.nan_to_num(nan=float("inf")) >= config.min_query_side
         found = []
         for person in range(len(photos.names)):
@@ -165,11 +172,12 @@ class Trainer:
     def _groups(self) -> dict[str, dict[str, Tensor]]:
         """What is learned, by group and name; asks for their gradients."""
         config, rule = self.config, self.model.rule
+        rates = dict(rule.log_rates.named_parameters(prefix="rule.log_rates")) | {"rule.shrink": rule.shrink}
         groups: dict[str, dict[str, Tensor]] = {
             "begin": dict(rule.initial.named_parameters(prefix="rule.initial")),
-            "rates": dict(rule.log_rates.named_parameters(prefix="rule.log_rates")) if self.loop.learns_rates else {},
+            "rates": rates if self.loop.learns_rates else {},
             "start": {}, "slow": {}}
-        taken = set(groups["begin"]) | {f"rule.log_rates.{name}" for name in rule.log_rates}
+        taken = set(groups["begin"]) | set(rates)
         if config.learn_start:
             if self.model.start is None:
                 raise ConfigError(f"learn_start: the base {config.base} has no start; set learn_start to false")
@@ -210,8 +218,8 @@ class Trainer:
             albums.append(Album(photos.batch(support).to(self.device), photos.landmarks[support].to(self.device)))
             identities.append(mean_identity(self.data.embeddings[support]))
             generators.append(generator)
-        batches = [draw(albums, inner_objective.degradation, config.inner, generators)
-                   for _ in range(config.inner.steps)]
+        steps = self.inner_steps(step)
+        batches = [draw(albums, inner_objective.degradation, config.inner, generators) for _ in range(steps)]
         offset = None
         if self.model.start is not None and config.inner.start:
             offset = self.model.start(torch.stack(identities).to(self.device))
@@ -219,7 +227,15 @@ class Trainer:
         inner_objective.origin = begin["latent.offset"].detach()
         return Problem(inner_objective, Objective(self.model, outer, self.in_losses, None), batches,
                        tuple(torch.cat(part).to(self.device) for part in zip(*query, strict=True)), begin,
-                       [self.model.rule.rates(k) for k in range(config.inner.steps)], config.inner.optimiser, self.slow)
+                       [self.model.rule.rates(k, steps) for k in range(steps)], config.inner.optimiser, self.slow)
+
+    def inner_steps(self, step: int) -> int:
+        """How many inner steps a meta-step trains through; the same in every process."""
+        if self.config.unroll is None:
+            return self.config.inner.steps
+        fewest, most = self.config.unroll
+        place = torch.rand((), generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)).item()
+        return min(most, int(fewest * ((most + 1) / fewest) ** place))
 
     def meta_gradient(self, step: int) -> Tensor:
         """Fills `.grad` of everything learned with the mean over all processes' people; returns the outer loss."""
@@ -268,8 +284,12 @@ class Trainer:
 
     # -- watching ---------------------------------------------------------------------------------------------
 
+    @property
+    def validate_steps(self) -> list[int]:
+        return self.config.validate_steps or [0, self.config.inner.steps]
+
     def validate(self) -> dict[str, float]:
-        """On watched people, with the averaged model: identity and PSNR gain over generic, at 0 and all steps."""
+        """On watched people, with the averaged model: identity and PSNR gain over generic, by inner steps."""
         config, model = self.config, self.average.module
         model._fingerprint = None
         shots, figures, rows = config.shots[1], {}, []
@@ -279,7 +299,7 @@ class Trainer:
             task = tasks.load_task(people, name, shots, model.size, config.seed, config.validate_queries)
             truth = self._embed(task.queries, task.landmarks)
             persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=config.inner,
-                                    recogniser=self.recogniser) for steps in (0, config.inner.steps)}
+                                    recogniser=self.recogniser) for steps in self.validate_steps}
             for kind, degradation in degradations.items():
                 poor = tasks.damage(task, kind, degradation, config.seed).to(self.device)
                 outputs = {"generic": model.restore(poor).cpu()}
@@ -364,7 +384,7 @@ class Trainer:
 
     def _keep_best(self, record: dict[str, float]) -> None:
         """`best.safetensors`: the largest identity gain after all steps under the first degradation so far."""
-        value = record[f"{self.config.validate_degradations[0]}_identity_gain_{self.config.inner.steps}"]
+        value = record[f"{self.config.validate_degradations[0]}_identity_gain_{self.validate_steps[-1]}"]
         if value > self.best:
             self.best = value
             self.average.module.save(self.folder / "best.safetensors")

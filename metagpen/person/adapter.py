@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..gpen import GPEN
-from ..gpen.layers import scaled_leaky_relu
+from ..gpen.layers import EqualConv2d, scaled_leaky_relu
 
 Parameters = dict[str, Tensor]
 Gate = Callable[[Tensor], Tensor]
@@ -33,14 +33,17 @@ Gate = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class AdapterSpec:
     """What is personal. `tail_blocks`: how many of the last encoder blocks; `tail_rank`: rank of the tail's deltas,
-    0 for full matrices; `latent_rank`: rank of the map of the encoder's own w, 0 for the offset alone."""
+    0 for full matrices; `latent_rank`: rank of the map of the encoder's own w, 0 for the offset alone. `gated`: the
+    model's gate, if it has one, decides how much of the person a photo lets in; a fine-tune goes without."""
 
     tail_blocks: int = 2
     tail_rank: int = 8
     latent_rank: int = 0
+    gated: bool = True
 
     def to_dict(self) -> dict[str, int]:
-        return asdict(self)
+        """`gated` only where it is off: it is an addition to the file, and the others stay as they were."""
+        return {name: value for name, value in asdict(self).items() if name != "gated" or not value}
 
 
 def tail_indices(gpen: GPEN, spec: AdapterSpec) -> list[int]:
@@ -103,40 +106,39 @@ def encode_prefix(gpen: GPEN, images: Tensor, spec: AdapterSpec) -> list[Tensor]
 
 
 def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: AdapterSpec,
-                     strength: float = 1.0, frozen: bool = False, gate: Gate | None = None) -> Tensor:
+                     strength: float | Tensor = 1.0, frozen: bool = False, gate: Gate | None = None,
+                     filling: Tensor | None = None) -> Tensor:
     """GPEN with every person's own tail and latents: images [P·B, 3, S, S], person-major -> same shape.
 
     One batch for all people: everything shared runs once over P·B images, the tail as grouped convolutions and batched
-    matrix products. `strength` scales the person; 0 is the generic forward pass itself, bit for bit. `frozen`: the
-    shared encoder blocks run without a graph (their output depends on no parameter of a person). `gate`: images
-    -> share of the person that each decoder layer gets [P·B, L], as `person.start.Gate`, and the tail the mean of
-    them; default all of it.
+    matrix products. `strength` scales the person, or each image's own [P·B]; 0 is the generic forward pass itself, bit
+    for bit. `frozen`: the shared encoder blocks run without a graph (their output depends on no parameter of a
+    person). `gate`: images -> share of the person that each decoder layer gets [P·B, L], as `person.start.Gate`, and
+    the tail the mean of them; default all of it. `filling` [P·B, L, D]: what the model itself adds to w, whoever it is
+    (`MetaGPEN.filling`).
     """
-    if strength == 0:
-        return gpen(images)
+    if isinstance(strength, float | int) and strength == 0:
+        return gpen(images, filling)
     people = parameters["latent.offset"].shape[0]
     if images.shape[0] % people:
         raise ConfigError(f"{images.shape[0]} images cannot be shared evenly by {people} people")
     share = images.new_ones(len(images), gpen.config.n_latent) if gate is None else gate(images)
-    part = strength * share.mean(dim=1)  # [P·B]
+    share = share * (strength[:, None] if isinstance(strength, Tensor) else strength)
+    part = share.mean(dim=1)  # [P·B]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
         maps = encode_prefix(gpen, images, spec)
     x = maps[-1]
     for k in tail_indices(gpen, spec):
         blur, conv, activation = gpen.encoder[k][0]
         x = blur(x)
-        own = expand(parameters, f"tail.{k}.weight", conv.weight.shape)
-        personal = people_conv(x, own * conv.scale, stride=2)
-        x = conv(x) + part.to(personal.dtype)[:, None, None, None] * personal
+        x = conv(x) + personal_conv(x, parameters, f"tail.{k}.weight", conv, part)
         x = scaled_leaky_relu(x, activation.bias + personal_bias(parameters, f"tail.{k}.bias", part))
         maps.append(x)
     linear = gpen.final_linear[0]
-    own = expand(parameters, "linear.weight", linear.weight.shape)
-    x = x.flatten(1)
-    personal = (x.unflatten(0, (people, -1)) @ (own * linear.scale).transpose(1, 2).to(x.dtype)).flatten(0, 1)
-    z = F.linear(x, (linear.weight * linear.scale).to(x.dtype)) + part.to(x.dtype)[:, None] * personal
+    x = x.flatten(1) * linear.scale
+    z = F.linear(x, linear.weight.to(x.dtype)) + personal_linear(x, parameters, "linear.weight", part)
     z = scaled_leaky_relu(z, linear.bias + personal_bias(parameters, "linear.bias", part))
-    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, strength, share))
+    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, share, filling))
 
 
 def personal_bias(parameters: Parameters, name: str, part: Tensor) -> Tensor:
@@ -145,10 +147,10 @@ def personal_bias(parameters: Parameters, name: str, part: Tensor) -> Tensor:
     return part[:, None] * own.repeat_interleave(len(part) // len(own), dim=0)
 
 
-def personal_latents(w: Tensor, parameters: Parameters, strength: float, share: Tensor) -> Tensor:
-    """w [P·B, D] of the images -> w'_l = w + strength · share_l · (offset_l + up_l down_l w) [P·B, L, D].
+def personal_latents(w: Tensor, parameters: Parameters, share: Tensor, filling: Tensor | None = None) -> Tensor:
+    """w [P·B, D] of the images -> w'_l = w + filling_l + share_l · (offset_l + up_l down_l w) [P·B, L, D].
 
-    share: [P·B, L], what the gate lets in.
+    share: [P·B, L], what the gate lets in, times the strength. filling: [P·B, L, D].
     """
     people = parameters["latent.offset"].shape[0]
     share = share.unflatten(0, (people, -1))[..., None]  # [P, B, L, 1]
@@ -157,7 +159,32 @@ def personal_latents(w: Tensor, parameters: Parameters, strength: float, share: 
     if "latent.up" in parameters:
         inner = torch.einsum("plrd,pbxd->pblr", parameters["latent.down"].to(w.dtype), w)
         change = change + torch.einsum("pldr,pblr->pbld", parameters["latent.up"].to(w.dtype), inner)
-    return (w + (strength * share * change).to(w.dtype)).flatten(0, 1)
+    change = (share * change).flatten(0, 1)  # [P·B, L, D]
+    return w.flatten(0, 1) + (change if filling is None else change + filling).to(w.dtype)
+
+
+def personal_conv(x: Tensor, parameters: Parameters, name: str, conv: EqualConv2d, part: Tensor) -> Tensor:
+    """What the weight difference called `name` adds to the shared `conv` of x [P·B, C, H, W], each image in its part.
+
+    Factors are applied one after the other and never multiplied out: a convolution to r maps, then a product per pixel.
+    """
+    if name in parameters:
+        return part.to(x.dtype)[:, None, None, None] * people_conv(x, parameters[name] * conv.scale, conv.stride)
+    up, down = parameters[f"{name}.up"], parameters[f"{name}.down"] * conv.scale
+    inner = people_conv(x, down.unflatten(2, conv.weight.shape[1:]), conv.stride)  # [P·B, r, h, w]
+    pixels = inner.permute(0, 2, 3, 1) * part.to(inner.dtype)[:, None, None, None]
+    mapped = pixels.reshape(len(up), -1, up.shape[2]) @ up.transpose(1, 2).to(inner.dtype)  # [P, B·h·w, out]
+    return mapped.reshape(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+def personal_linear(x: Tensor, parameters: Parameters, name: str, part: Tensor) -> Tensor:
+    """What the matrix difference called `name` adds to the shared linear layer of x [P·B, in], each in its part."""
+    steps = [name] if name in parameters else [f"{name}.down", f"{name}.up"]
+    x = x * part.to(x.dtype)[:, None]
+    for step in steps:
+        matrix = parameters[step]  # [P, rows, columns]
+        x = (x.unflatten(0, (len(matrix), -1)) @ matrix.transpose(1, 2).to(x.dtype)).flatten(0, 1)
+    return x
 
 
 def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -171,7 +198,7 @@ def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameters, strength: float = 1.0,
-                               gate: Gate | None = None) -> Tensor:
+                               gate: Gate | None = None, filling: Tensor | None = None) -> Tensor:
     """The plain twin of `personal_forward`: one image after the other, each with a changed copy of the weights."""
     people = parameters["latent.offset"].shape[0]
     targets = {f"tail.{k}.{kind}": f"ecd{k}.0.{i}.{kind}" for k in range(1, len(gpen.encoder))
@@ -188,7 +215,8 @@ def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameter
                 own = expand(mine, name, changed[target].shape)[0]
                 changed[target] = changed[target] + strength * share.mean() * own
         features, w = torch.func.functional_call(_Encode(gpen), {f"gpen.{k}": v for k, v in changed.items()}, (image,))
-        outputs.append(gpen.decode(features, personal_latents(w, mine, strength, share)))
+        own_filling = None if filling is None else filling[i:i + 1]
+        outputs.append(gpen.decode(features, personal_latents(w, mine, strength * share, own_filling)))
     return torch.cat(outputs)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .adapter import AdapterSpec, Parameters, new_parameters
+from .adapter import Parameters, new_parameters
 
 if TYPE_CHECKING:
     from .person import Person
@@ -42,9 +43,9 @@ def compress(person: Person, tail_rank: int | None = None, latent_rank: int | No
 def fitting_rank(person: Person, highest: int, latent_rank: int, max_bytes: int) -> int:
     """The largest tail rank, at most `highest`, with which the file is at most max_bytes long."""
     def planned(rank: int) -> int:
-        spec = AdapterSpec(person.spec.tail_blocks, rank, latent_rank)
+        spec = replace(person.spec, tail_rank=rank, latent_rank=latent_rank)
         shapes = new_parameters(person.model.gpen, spec, 1, torch.Generator())
-        return len(type(person)(person.model, spec, shapes, note(person)).to_bytes())
+        return len(replace(person, spec=spec, parameters=shapes, metadata=note(person)).to_bytes())
 
     fitting = bisect_right(range(1, highest + 1), max_bytes, key=planned)
     if not fitting:
@@ -61,7 +62,7 @@ def most(have: int | None, wanted: int | None) -> int | None:
 def lowered(person: Person, tail_rank: int | None, latent_rank: int) -> Person:
     """The Person at these ranks; tail_rank None: as it is."""
     before = person.spec
-    spec = AdapterSpec(before.tail_blocks, before.tail_rank if tail_rank is None else tail_rank, latent_rank)
+    spec = replace(before, tail_rank=before.tail_rank if tail_rank is None else tail_rank, latent_rank=latent_rank)
     if spec == before:
         return person
     parameters: Parameters = {}
@@ -76,7 +77,7 @@ def lowered(person: Person, tail_rank: int | None, latent_rank: int) -> Person:
             parameters |= factors(base, matrix, torch.eye(matrix.shape[2]).to(matrix)[None], rank)
         elif not name.endswith(".down"):
             parameters[name] = value
-    return type(person)(person.model, spec, parameters, note(person))
+    return replace(person, spec=spec, parameters=parameters, metadata=note(person))
 
 
 def note(person: Person) -> dict[str, Any]:

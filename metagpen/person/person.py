@@ -12,16 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import CheckpointError, PhotoError
-from ..faces import paste_back, single_face, to_pil, to_tensor
-from ..faces.photo import PhotoSource, load_photo
-from ..tensors import pack_tensors, unpack_tensors, write_tensors
+from ..faces import PhotoSource
+from ..tensors import differences, pack_tensors, shapes, some, unpack_tensors, write_tensors
 from .adapter import AdapterSpec, Parameters, new_parameters, personal_forward
 
 if TYPE_CHECKING:
     from ..model import MetaGPEN
 
 FORMAT = "metagpen-person-1"
-SMALLEST_FACE = 12.0  # px; restoring may start from far less than learning needs
+TEMPLATE = "recogniser.template"  # its name in the file, beside the parameters
 
 
 @dataclass
@@ -29,13 +28,15 @@ class Person:
     """One person's adapter on a model that many people share.
 
     model: the shared `MetaGPEN`, never changed. parameters: see `metagpen.person.adapter`, people dimension 1.
-    metadata: shots, steps, seed, recogniser and the like, written into the file.
+    metadata: shots, steps, seed, recogniser and the like, written into the file. template: the unit mean embedding [E]
+    of the person's photos by `metadata["recogniser"]`, by which photos are matched; None in files that have none.
     """
 
     model: MetaGPEN
     spec: AdapterSpec
     parameters: Parameters
     metadata: dict[str, Any] = field(default_factory=dict)
+    template: Tensor | None = None
 
     @classmethod
     def generic(cls, model: MetaGPEN) -> Person:
@@ -55,19 +56,23 @@ class Person:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
             raise PhotoError(f"this model restores aligned faces [B, 3, {size}, {size}], not {tuple(images.shape)}")
         images = images.to(self.model.device, memory_format=torch.channels_last)
-        restored = personal_forward(self.model.gpen, images, self.parameters, self.spec, strength, gate=self.model.gate)
+        gate = self.model.gate if self.spec.gated else None
+        restored = personal_forward(self.model.gpen, images, self.parameters, self.spec, strength, gate=gate,
+                                    filling=self.model.filling(images))
         return restored.clamp(-1, 1)
 
-    def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False) -> Image.Image:
-        """Restore the face of a photo and paste it back; with `aligned`, the photo is the face's square crop already.
+    def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False, *,
+                null_space: bool = False) -> Image.Image:
+        """Restore the faces of a photo, the person's own as theirs; with `aligned`, the photo is a face's square crop.
 
-        source: path, PIL image, array or tensor. Returns RGB of the photo's size (an aligned crop: S x S). Raises
-        PhotoError when no face is found: heavily degraded faces often are not, so cut them out and say `aligned`.
+        `metagpen.restore_photo` with this one Person, which says more. source: path, PIL image, array or tensor.
+        Returns a picture of the photo's size (an aligned crop: S x S). Raises PhotoError when no face is found:
+        heavily degraded faces often are not, so cut them out and say `aligned`.
         """
-        photo = load_photo(source)
-        face = single_face(photo, self.model.size, aligned=aligned, min_crop_side=SMALLEST_FACE)
-        restored = to_pil(self.restore_batch(to_tensor(face.image)[None], strength)[0].cpu())
-        return restored if aligned else paste_back(photo, restored, face.matrix)
+        from ..restore import restore_photo  # the room above this one
+
+        return restore_photo(self.model, source, self, strength=strength, null_space=null_space,
+                             aligned=aligned).image
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, fp16, first to a temporary name: a crash leaves what was there before."""
@@ -83,6 +88,8 @@ class Person:
 
     def _content(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = {name: value[0].detach().half().cpu() for name, value in self.parameters.items()}
+        if self.template is not None:
+            tensors[TEMPLATE] = self.template.detach().half().cpu()
         return tensors, {"format": FORMAT, "model": self.model.fingerprint, "spec": json.dumps(self.spec.to_dict()),
                          "metadata": json.dumps(self.metadata)}
 
@@ -103,12 +110,24 @@ class Person:
         if header.get("format") != FORMAT:
             raise CheckpointError(f"{source}: a safetensors file, but not a Person (format {header.get('format')!r}, "
                                   f"expected {FORMAT!r})")
-        if header["model"] != model.fingerprint:
+        if header.get("model") != model.fingerprint:
+            theirs = header.get("model", "")[:12]
             raise CheckpointError(f"{source}: this Person was learned on another model (its fingerprint begins "
-                                  f"{header['model'][:12]}, this one's {model.fingerprint[:12]}); load that model, or "
-                                  "adapt again from the photos")
+                                  f"{theirs}, this one's {model.fingerprint[:12]}); load that model, or adapt again "
+                                  "from the photos")
+        template = tensors.pop(TEMPLATE, None)
+        try:
+            spec, metadata = AdapterSpec(**json.loads(header["spec"])), json.loads(header["metadata"])
+            reason = misfit(tensors, model, spec)
+            if not isinstance(metadata, dict) or (template is not None and template.ndim != 1):
+                reason = "its metadata is no mapping, or its template no vector"
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            reason = f"its header is not a Person's: {error}"
+        if reason:
+            raise CheckpointError(f"{source}: a damaged Person file ({reason}); copy it again, or adapt again from the "
+                                  "photos")
         parameters = {name: value.float()[None].to(model.device) for name, value in tensors.items()}
-        return cls(model, AdapterSpec(**json.loads(header["spec"])), parameters, json.loads(header["metadata"]))
+        return cls(model, spec, parameters, metadata, None if template is None else template.float())
 
     def compress(self, tail_rank: int | None = None, latent_rank: int | None = None,
                  max_bytes: int | None = None) -> Person:
@@ -116,3 +135,17 @@ class Person:
         from .compress import compress
 
         return compress(self, tail_rank, latent_rank, max_bytes)
+
+
+def misfit(tensors: dict[str, Tensor], model: MetaGPEN, spec: AdapterSpec) -> str:
+    """What keeps the tensors of a file from being a Person's of this spec on this model; "" if nothing does."""
+    wanted = {name: shape[1:] for name, shape in shapes(new_parameters(model.gpen, spec, 1, torch.Generator())).items()}
+    for name in [name for name in wanted if name.endswith(".up") and name in tensors]:
+        down = f"{name.removesuffix('.up')}.down"
+        rank = min(tensors[name].shape[-1:], default=0)  # which may be smaller than the spec's where a side is
+        if 0 < rank < wanted[name][-1]:
+            wanted[name], wanted[down] = (*wanted[name][:-1], rank), (*wanted[down][:-2], rank, wanted[down][-1])
+    if reason := differences(tensors, wanted):
+        return reason
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    return f"numbers that are not finite in {some(broken)}" if broken else ""

@@ -7,6 +7,7 @@ model's file, and `adapt` follows it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -21,9 +22,9 @@ KINDS = ("latent.", "tail.", "linear.")
 
 @dataclass(frozen=True)
 class RuleConfig:
-    """What shapes a rule. `optimiser`: "sgd" or "adam". `steps`: inner steps that it was learned with. `per_step`:
-    rates for each of them, later steps keep the last; `elementwise`: a rate for every number. `moving`: kinds of
-    parameters that inner steps change, of latent., tail., linear.; the others stay where they begin."""
+    """What shapes a rule. `optimiser`: "sgd" or "adam". `steps`: inner steps that its rates are kept for. `per_step`:
+    rates for each of them; `elementwise`: a rate for every number. `moving`: kinds of parameters that inner steps
+    change, of latent., tail., linear.; the others stay where they begin."""
 
     optimiser: str = "sgd"
     steps: int = 8
@@ -44,7 +45,9 @@ class RuleConfig:
 class InnerRule(nn.Module):
     """Initial values and inner rates, shared by all people; everything it returns carries gradients to them.
 
-    Rates are kept as logarithms, so they stay positive and move by factors.
+    Rates are kept as logarithms, so they stay positive and move by factors. A run of n steps, not the T that the table
+    is for, walks through the same table at its own pace, every rate times (T/n)^shrink: more steps, smaller ones, with
+    an exponent that is learned too.
     """
 
     def __init__(self, gpen: GPEN, spec: AdapterSpec, config: RuleConfig, lr_latent: float = 1e-2,
@@ -60,6 +63,7 @@ class InnerRule(nn.Module):
             shape = begin[name].shape[1:] if config.elementwise else [1] * (begin[name].ndim - 1)
             first = torch.tensor(lr_latent if name.startswith("latent.") else lr_tail).log()
             self.log_rates[key(name)] = nn.Parameter(first.repeat(table, *shape))
+        self.shrink = nn.Parameter(torch.tensor(0.5))
 
     @property
     def moving(self) -> list[str]:
@@ -74,10 +78,11 @@ class InnerRule(nn.Module):
             parameters["latent.offset"] = parameters["latent.offset"] + offset
         return parameters
 
-    def rates(self, step: int) -> dict[str, Tensor]:
-        """Rates of a step, by name, of shapes that broadcast against the parameters' [people, ...]."""
-        return {name: self.log_rates[key(name)][min(step, len(self.log_rates[key(name)]) - 1)].exp()
-                for name in self.moving}
+    def rates(self, step: int, steps: int) -> dict[str, Tensor]:
+        """Rates of step 0 <= `step` < `steps`, by name, of shapes that broadcast against the parameters'
+        [people, ...]."""
+        longer = self.shrink * math.log(self.config.steps / steps)
+        return {name: (at(self.log_rates[key(name)], step / max(1, steps - 1)) + longer).exp() for name in self.moving}
 
     def to_dict(self) -> dict:
         """What rebuilds it, beside its tensors."""
@@ -86,6 +91,13 @@ class InnerRule(nn.Module):
     @classmethod
     def from_dict(cls, gpen: GPEN, values: dict) -> InnerRule:
         return cls(gpen, AdapterSpec(**values["spec"]), RuleConfig(**values["config"]))
+
+
+def at(table: Tensor, progress: float) -> Tensor:
+    """Row of a table [T, ...] at progress 0 (the first) to 1 (the last), linear between rows."""
+    place = progress * (len(table) - 1)
+    row = min(int(place), len(table) - 2) if len(table) > 1 else 0
+    return table[row] if len(table) == 1 else torch.lerp(table[row], table[row + 1], place - row)
 
 
 def key(name: str) -> str:

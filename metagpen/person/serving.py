@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError, PhotoError
-from .adapter import AdapterSpec, Gate, personal_forward
+from .adapter import AdapterSpec, personal_forward
 from .person import Person
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
         together = people_of([persons[i] for i in chosen])
         parameters = {name: torch.cat([person.parameters[name] for person in together])
                       for name in together[0].parameters}
-        gate = weighted(model.gate, torch.tensor([strengths[i] for i in chosen]).to(part))
-        restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, gate=gate).clamp(-1, 1)
+        own = torch.tensor([strengths[i] for i in chosen]).to(part)
+        gate = model.gate if together[0].spec.gated else None
+        restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, own, gate=gate,
+                                            filling=model.filling(part)).clamp(-1, 1)
     return restored
 
 
@@ -81,10 +83,3 @@ def people_of(persons: Sequence[Person]) -> list[Person]:
     as many images is there k times."""
     return list(persons[::math.gcd(*Counter(map(id, persons)).values())])
 
-
-def weighted(gate: Gate | None, strengths: Tensor) -> Gate:
-    """A gate that also applies every image's own strength [N]."""
-    def shares(images: Tensor) -> Tensor:
-        return strengths[:, None] * (1 if gate is None else gate(images))
-
-    return shares

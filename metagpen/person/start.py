@@ -18,9 +18,13 @@ class Gate(nn.Module):
 
     share_l = sigmoid(slope_l · (severity - centre_l)), where `severity` estimates how much of the identity the
     degradation took away. It looks at the picture and not at the latent w, which hardly says how damaged a photo is.
+
+    What it lets in is `nobody` [n_latent, style_dim], the offset of a person unknown, and on top of it what sets a
+    known one apart from nobody. Without it a ruined photo of a stranger keeps its blocks and its noise: they come in
+    through the encoder's features, and only a large change of the styles keeps them out.
     """
 
-    def __init__(self, n_latent: int, bands: int = 4, hidden: int = 64):
+    def __init__(self, n_latent: int, style_dim: int = 512, bands: int = 4, hidden: int = 64):
         super().__init__()
         self.bands = bands
         self.judge = nn.Sequential(nn.Linear(2 * 3 * bands, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden),
@@ -28,6 +32,7 @@ class Gate(nn.Module):
         nn.init.constant_(self.judge[-1].bias, 1.0)  # until it has learned, everything counts as ruined: open
         self.slope = nn.Parameter(torch.full((n_latent,), 7.0))
         self.centre = nn.Parameter(torch.full((n_latent,), 0.5))
+        self.nobody = nn.Parameter(torch.zeros(n_latent, style_dim))
 
     def severity(self, images: Tensor) -> Tensor:
         """Estimate of 1 - cosine(degraded, true face) for a recogniser: [B], about 0 for a clear photo, 1 for ruins."""
@@ -36,6 +41,10 @@ class Gate(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         severity = self.severity(images).detach()  # an estimate of a fact; what follows from it is slope and centre
         return torch.sigmoid(self.slope * (severity[:, None] - self.centre))
+
+    def filling(self, images: Tensor) -> Tensor:
+        """Nobody's offset, as far as these images let it in: [B, n_latent, style_dim]."""
+        return self(images)[:, :, None] * self.nobody
 
 
 def band_statistics(images: Tensor, bands: int) -> Tensor:
@@ -56,7 +65,7 @@ def band_statistics(images: Tensor, bands: int) -> Tensor:
 
 
 class IdentityStart(nn.Module):
-    """Identity [P, embedding_dim] (unit norm) -> W+ offsets [P, n_latent, style_dim]."""
+    """Identity [P, embedding_dim] (unit norm) -> W+ offsets from nobody [P, n_latent, style_dim]."""
 
     def __init__(self, embedding_dim: int = 256, n_latent: int = 12, style_dim: int = 512, hidden: int = 256):
         super().__init__()
@@ -65,7 +74,7 @@ class IdentityStart(nn.Module):
         self.head = nn.Linear(hidden, n_latent * style_dim)
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(hidden))
         nn.init.zeros_(self.head.bias)
-        self.gate = Gate(n_latent)
+        self.gate = Gate(n_latent, style_dim)
 
     def forward(self, identity: Tensor) -> Tensor:
         # unit vectors have components of about 1/sqrt(dim); bring them to unit variance
@@ -82,7 +91,7 @@ class IdentityStart(nn.Module):
         with torch.no_grad():
             for name, mine in grown.state_dict().items():
                 value = self.state_dict()[name]
-                if name.startswith(("head.", "gate.slope", "gate.centre")):
+                if name.startswith(("head.", "gate.slope", "gate.centre", "gate.nobody")):
                     layers = value.unflatten(0, (self.n_latent, -1))
                     value = torch.cat((layers, layers[-1:], layers[-1:])).flatten(0, 1)
                 mine.copy_(value)

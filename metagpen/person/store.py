@@ -15,11 +15,11 @@ from collections.abc import Iterator, MutableMapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from ..atomic import whole_file
 from ..errors import CheckpointError, ConfigError, DataError, PersonNotFound
 from ..tensors import unpack_tensors
 from .person import Person
@@ -114,15 +114,10 @@ class PersonStore(MutableMapping[str, Person]):
         if not isinstance(self.files, LocalFileSystem):
             self.files.pipe_file(path, data)
             return
-        temporary = Path(f"{path}.{uuid4().hex}.part")
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary, temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _listing(self) -> list[str]:
         try:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..gpen import GPEN
 from ..model import FORMAT, MetaGPEN
+from ..tensors import differences, shapes, some
 from .catalogue import CATALOGUE, fetch, unknown_name
 
 EMBEDDED = "embedded_128.safetensors"
@@ -77,7 +78,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
             break
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path}: no generator found; expected its state dict, plain or under "
                               f"{', '.join(WRAPPERS)}")
     return {key.removeprefix("module."): value for key, value in state.items()}
@@ -85,17 +86,17 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def gpen_from_state(state: dict[str, Tensor], path: str | Path = "checkpoint") -> GPEN:
     """A GPEN whose shape is read off its tensors. Raises CheckpointError naming missing and unexpected keys."""
-    arguments = infer_arguments(state, path)
-    with torch.device("meta"):
-        gpen = GPEN(**arguments)
-    wanted = gpen.state_dict()
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    wrong = [f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
-             for key in wanted if key in state and state[key].shape != wanted[key].shape]
-    problems = [f"{name}: {some(keys)}" for name, keys in
-                (("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", wrong)) if keys]
-    if problems:
-        raise CheckpointError(f"{path}: looks like a GPEN with {arguments}, but has {'; '.join(problems)}")
+    try:
+        arguments = infer_arguments(state, path)
+    except (IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: not a GPEN generator: tensors of its names, but not of its shapes") from error
+    try:
+        with torch.device("meta"):
+            gpen = GPEN(**arguments)
+    except (ValueError, ZeroDivisionError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: no GPEN can have {arguments}, which its tensors say") from error
+    if problems := differences(state, shapes(gpen.state_dict())):
+        raise CheckpointError(f"{path}: looks like a GPEN with {arguments}, but has {problems}")
     gpen = GPEN(**arguments)
     gpen.load_state_dict({key: value.float() for key, value in state.items()})
     return gpen
@@ -118,10 +119,5 @@ def infer_arguments(state: dict[str, Tensor], path: str | Path) -> dict:
             "narrow": narrow, "style_dim": state["generator.style.1.weight"].shape[0],
             "n_mlp": sum(key.startswith("generator.style.") and key.endswith(".weight") for key in state),
             "concat": state["generator.conv1.activate.bias"].shape[0] == 2 * width}
-
-
-def some(keys: list[str], most: int = 6) -> str:
-    rest = len(keys) - most
-    return ", ".join(keys[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 

@@ -1,0 +1,34 @@
+"""A small native recogniser for tests, importable by other processes too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metagpen.recognise import InputSpec, Recogniser
+
+
+class Net(nn.Module):
+    """Looks at 16 px, returns 8 numbers; a class of a module, so that it can be sent to another process."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.project = nn.Linear(6 * 64, 8)
+
+    def perceive(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        maps = torch.tanh(self.conv(x))
+        return [maps], self.project(maps.flatten(1))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        return self.perceive(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.perceive(x)[1]
+
+
+def recogniser(name: str = "tests", seed: int = 1) -> Recogniser:
+    """Random, with 8-dimensional embeddings."""
+    torch.manual_seed(seed)
+    template = tuple((16 * x, 16 * y) for x, y in ((0.35, 0.45), (0.65, 0.45), (0.5, 0.6), (0.4, 0.75), (0.6, 0.75)))
+    return Recogniser(name, Net(), InputSpec((16, 16), template), dim=8)
