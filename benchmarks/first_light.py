@@ -1,9 +1,10 @@
 """First light: does adapting to a few photos help on real people whom no training saw?
 
 Measures the embedded model (or `--model`) on the 25 val people of celeba_wild_256, writes the rows to
-benchmarks/results/first_light.json and the tables to docs/results/first_light.md and README.md, and the contact
-sheet of one CC0 person to docs/images/first_light.jpg. Photos come from `$METAGPEN_SHARED`, or the folder `shared`
-beside this repository; the contact sheets of the val people stay in runs/, which git ignores.
+benchmarks/results/first_light.json and the tables to docs/results/first_light.md, README.md and, translated,
+README.zh-CN.md, and the contact sheet of one CC0 person to docs/images/first_light.jpg. Photos come from
+`$METAGPEN_SHARED`, or the folder `shared` beside this repository; the contact sheets of the val people stay in runs/,
+which git ignores.
 
     python benchmarks/first_light.py                   # all people, all queries; goes on where it was interrupted
     python benchmarks/first_light.py --max-people 2 --max-queries 3 --dry   # a quick look that changes no file
@@ -34,7 +35,7 @@ SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
 RESULTS = ROOT / "benchmarks" / "results" / "first_light.json"
 PAGE = ROOT / "docs" / "results" / "first_light.md"
 PICTURE = ROOT / "docs" / "images" / "first_light.jpg"
-README = ROOT / "README.md"
+README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
 MARKERS = "<!-- first_light:begin -->", "<!-- first_light:end -->"
 SCORER, IN_LOSSES = "068", "embedded (in losses)"
 
@@ -158,6 +159,37 @@ the cosine to the true photo under a recogniser that no loss saw; in brackets th
 {tables}"""
 
 
+CHINESE = {  # the words of README.md's figures; where one phrase holds another, the longer one first
+    "real people whom no training saw, ": "位训练中从未出现的真人，",
+    " restored photos; identity is\nthe cosine to the true photo under a recogniser that no loss saw; in brackets the "
+    "gain over the generic model with its\n95 % interval over people. LPIPS: ": " 张复原的照片；身份是与真实照片之间的"
+    "余弦，所用识别器没有进入任何损失；\n圆括号内是相对于通用模型的增益及其对人的 95 % 区间。LPIPS：",
+    ". [All figures and how they were measured](docs/results/first_light.md).":
+        "。[全部数字与测量方法](docs/results/first_light.md)。",
+    "not available": "不可用", "Heavy degradation:": "重度退化：", "Moderate degradation:": "中度退化：",
+    "| method |": "| 方法 |", "identity, ": "身份，", "of ceiling": "占上限", "| worse |": "| 变差 |",
+    "s per person": "每人秒数", "degraded input": "退化的输入", "generic model": "通用模型",
+    "wrong person's photos, start, ": "别人的照片，起点，", "wrong person's photos, adapt, ": "别人的照片，适配，",
+    "adapt without the start, ": "不用起点的适配，",
+    "another true photo (ceiling in kind)": "另一张真实照片（同类上限）",
+    "| start, ": "| 起点，", "| adapt, ": "| 适配，",
+    " photos, ": " 张照片，", " photo, ": " 张照片，", " steps": " 步",
+}  # fmt: skip
+
+
+def in_chinese(figures: str) -> str:
+    """`summary` for README.zh-CN.md: the same numbers, the words replaced."""
+    for english, chinese in CHINESE.items():
+        figures = figures.replace(english, chinese)
+    return figures
+
+
+def write_readmes(figures: str) -> None:
+    """The figures into README.md and, translated, into README.zh-CN.md."""
+    for path, text in ((README, figures), (CHINESE_README, in_chinese(figures))):
+        report.write_text(path, report.replace_between(path.read_text(encoding="utf-8"), *MARKERS, text))
+
+
 def write_sheets(found: Evaluation, config: EvaluateConfig, model: metagpen.MetaGPEN) -> Path:
     """Contact sheets of the val people, for looking at in runs/ only: a line per query, a column per method."""
     columns = [("generic", 0), ("start", 1), ("start", 5), ("adapt", 5), ("zero", 5), ("wrong-adapt", 5)]
@@ -206,7 +238,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     config = configuration(arguments)
     if not arguments.dry:
-        report.replace_between(README.read_text(encoding="utf-8"), *MARKERS, "")  # better now than after an hour
+        for readme in (README, CHINESE_README):
+            report.replace_between(readme.read_text(encoding="utf-8"), *MARKERS, "")  # better now than after an hour
     found = run_evaluate(config)
     model = metagpen.load(config.model) if config.model else metagpen.load()
     print(page(found))
@@ -218,8 +251,8 @@ def main() -> None:
     report.write_json(RESULTS, found.rows, settings=found.settings, machine=found.machine, lpips=found.lpips)
     report.write_text(PAGE, page(found))
     write_picture(model, config.seed)
-    report.write_text(README, report.replace_between(README.read_text(encoding="utf-8"), *MARKERS, summary(found)))
-    print(f"written: {', '.join(str(p.relative_to(ROOT)) for p in (RESULTS, PAGE, PICTURE, README))}")
+    write_readmes(summary(found))
+    print(f"written: {', '.join(str(p.relative_to(ROOT)) for p in (RESULTS, PAGE, PICTURE, README, CHINESE_README))}")
 
 
 if __name__ == "__main__":
