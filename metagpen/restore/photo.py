@@ -1,0 +1,226 @@
+"""A whole photo, or the crop of one face: find, match, restore, paste back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ConfigError, PhotoError
+from ..faces import (
+    AlignedFace,
+    PhotoSource,
+    crop_face,
+    describe,
+    detect,
+    load_with_extras,
+    outside_share,
+    single_face,
+    to_pil,
+    to_tensor,
+    with_extras,
+)
+from ..faces.detect import MAX_OUTSIDE
+from ..person import Person, restore_many
+from .matching import SAME_PERSON, FaceWarning, Gallery, Persons, assign, too_far
+from .null_space import null_space as join
+from .paste import Background, agree_in_colour, paste_faces
+
+if TYPE_CHECKING:
+    from ..model import MetaGPEN
+    from ..recognise import Recogniser
+
+SMALLEST_FACE = 12.0  # side of the crop in photo pixels; restoring may start from far less than learning needs
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A face of a photo and what was done with it.
+
+    box: [4] x0, y0, x1, y1 in photo pixels, upright. person: the name of the Person it was restored with, None for
+    the generic model. cosine: to that Person's template, or of a stranger to the nearest one; None without templates.
+    strength: 0 for the generic model. legible: False where it is too degraded to tell whose face it is.
+    left_alone: why it was not restored, "" if it was.
+    """
+
+    box: np.ndarray
+    person: str | None = None
+    cosine: float | None = None
+    strength: float = 0.0
+    legible: bool = True
+    left_alone: str = ""
+
+    def __str__(self) -> str:
+        if self.left_alone:
+            return f"left alone ({self.left_alone})"
+        cosine = "" if self.cosine is None else f" {self.cosine:.2f}"
+        if self.person is None:
+            known = "stranger" if self.legible else "stranger, or too degraded to tell"
+            return known + (f" (nearest{cosine})" if cosine else "")
+        return f"{self.person}{cosine}"
+
+
+@dataclass(frozen=True)
+class RestoredPhoto:
+    """The restored photo and its faces, the largest first."""
+
+    image: Image.Image
+    faces: list[FoundFace]
+
+
+def restore_photo(model: MetaGPEN, photo: PhotoSource, persons: Persons = None, *, strength: float = 1.0,
+                  null_space: bool = False, aligned: bool = False, background: Background | None = None,
+                  once: bool = True, recogniser: Recogniser | None = None) -> RestoredPhoto:
+    """Restore every face of a photo, each with its own Person, strangers with the generic model.
+
+    photo: path, PIL image, array or tensor. persons: a Person, several, {name: Person}, a PersonStore, or, for many
+    photos, a `Gallery` made once. One Person and one face belong together; otherwise faces are matched by
+    `recogniser`, default that of the model's card. strength: 0 the generic model ... 1 fully personal. null_space:
+    persons change only what the photo leaves open. aligned: the photo is the square crop of one face. background:
+    any callable from photo to photo, of which the faces' surroundings are taken. once: nobody is in a photo twice.
+
+    The image has the photo's size (an aligned crop: S x S; with `background`: what that returns), is upright, and keeps
+    transparency, EXIF, ICC profile and greyness. Raises PhotoError when no face can be restored, ConfigError for a
+    strength outside [0, 1]. Warns with FaceWarning of a face that is too far from the only Person given.
+    """
+    if not 0 <= strength <= 1:
+        raise ConfigError(f"strength must lie in [0, 1], not {strength}")
+    picture, extras = load_with_extras(photo)
+    name = describe(photo)
+    cuts = cut_faces(picture, model, name, aligned)
+    batch = FaceBatch(model, cuts, Gallery.of(persons, model, recogniser), name, once)
+    restored = batch.restore(strength, null_space)
+    if aligned:
+        image = to_pil(restored[0])
+    else:
+        agreed = agree_in_colour(restored, batch.crops)
+        image = paste_faces(picture, batch.faces, [to_pil(face) for face in agreed], background)
+    found = iter(batch.found(strength))
+    return RestoredPhoto(with_extras(image, extras),
+                         [cut.left if cut.face is None else next(found) for cut in cuts])
+
+
+def sweep(model: MetaGPEN, photo: PhotoSource, persons: Persons, strengths: Sequence[float] = STRENGTHS, *,
+          null_space: bool = False, aligned: bool = False, once: bool = True,
+          recogniser: Recogniser | None = None) -> list[list[tuple[str, Image.Image]]]:
+    """Each matched face as it came and at several strengths: labelled S x S crops, a line per face, for
+    `metagpen.evaluate.report.contact_sheet`. Raises PhotoError when no face belongs to a Person."""
+    picture, _ = load_with_extras(photo)
+    name = describe(photo)
+    batch = FaceBatch(model, cut_faces(picture, model, name, aligned), Gallery.of(persons, model, recogniser), name,
+                      once)
+    columns = [batch.restore(strength, null_space) for strength in strengths]
+    lines = [[(f"{who}: input", to_pil(batch.crops[i])),
+              *((f"strength {strength:g}", to_pil(column[i])) for strength, column in zip(strengths, columns))]
+             for i, who in enumerate(batch.who) if who is not None]
+    if not lines:
+        raise PhotoError(f"{name}: no face in it belongs to a Person, so there is no strength to vary")
+    return lines
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A face of a photo: cut out, or with the reason why not."""
+
+    box: np.ndarray
+    face: AlignedFace | None = None
+    reason: str = ""
+
+    @property
+    def left(self) -> FoundFace:
+        return FoundFace(self.box, left_alone=self.reason)
+
+
+def cut_faces(picture: Image.Image, model: MetaGPEN, name: str, aligned: bool) -> list[Cut]:
+    """The faces of a photo, largest first. Raises PhotoError, naming it, when there is none that can be restored."""
+    if aligned:
+        if picture.width != picture.height:
+            raise PhotoError(f"{name} is {picture.width}x{picture.height}; an aligned crop must be square")
+        face = single_face(picture, model.size, aligned=True)
+        return [Cut(np.array([0, 0, *picture.size], dtype=float), face)]
+    cuts = []
+    for found in detect(picture, model.device):
+        try:
+            face = crop_face(picture, found.landmarks, model.size)
+        except PhotoError as error:
+            cuts.append(Cut(found.box, reason=str(error)))
+            continue
+        outside = outside_share(picture, found.landmarks)
+        if face.source_side < SMALLEST_FACE:
+            cuts.append(Cut(found.box, reason=f"too small: a crop of {face.source_side:.0f} px"))
+        elif outside > MAX_OUTSIDE:
+            cuts.append(Cut(found.box, reason=f"cut off: {outside:.0%} of its crop lies outside the photo"))
+        else:
+            cuts.append(Cut(found.box, face))
+    if not cuts:
+        raise PhotoError(f"{name} shows no face that can be found; turn it upright, or cut out the square crop of the "
+                         "face and say that it is aligned")
+    if not any(cut.face for cut in cuts):
+        raise PhotoError(f"{name} shows no face that can be restored: " + "; ".join(cut.reason for cut in cuts))
+    return cuts
+
+
+class FaceBatch:
+    """The faces of a photo together: who they are, and their restorations.
+
+    crops: [F, 3, S, S] in [-1, 1]. who: the name of each face's Person or None.
+    """
+
+    def __init__(self, model: MetaGPEN, cuts: Sequence[Cut], gallery: Gallery, name: str, once: bool):
+        self.model, self.gallery = model, gallery
+        self.boxes, self.faces = zip(*((cut.box, cut.face) for cut in cuts if cut.face is not None))
+        self.crops = torch.stack([to_tensor(face.image) for face in self.faces])
+        nobody = [Person.generic(model)] * len(self.crops)
+        self.generic = restore_many(model, nobody, self.crops, 0.0).cpu()
+        self.legible = gallery.legible(self.crops)
+        self.who, self.cosine = self.match(name, once)
+
+    def match(self, name: str, once: bool) -> tuple[list[str | None], list[float | None]]:
+        """The Person of each face, and its cosine to it, or to the nearest one."""
+        gallery, count = self.gallery, len(self.crops)
+        if gallery.templates is None:
+            return self.without_templates(name)
+        landmarks = torch.from_numpy(np.stack([face.landmarks for face in self.faces])).float()
+        cosines = gallery.cosines(self.crops, self.generic, landmarks)
+        chosen = assign(cosines, once)
+        if gallery.only is not None and count == 1:
+            chosen = [0]
+        shown = [float(row.max() if column is None else row[column]) for row, column in zip(cosines, chosen)]
+        if gallery.only is not None and too_far(max(shown)) and (count > 1 or self.legible[0]):
+            said = (f"{name}: cosine {max(shown):.2f} to '{gallery.only}', and {SAME_PERSON} is the least that counts "
+                    "as them")
+            used = "the face is restored as theirs, as asked" if count == 1 else (
+                f"all {count} faces are restored with the generic model; cut out the face that is theirs")
+            warnings.warn(f"{said}; {used}", FaceWarning, stacklevel=4)
+        return [None if column is None else gallery.names[column] for column in chosen], shown
+
+    def without_templates(self, name: str) -> tuple[list[str | None], list[float | None]]:
+        """Nobody is known, or one Person of whom no template is: the largest face then counts as theirs."""
+        only, count = self.gallery.only, len(self.crops)
+        if only is not None:
+            why = "it is not checked that the face is theirs" if count == 1 else (
+                f"the largest of {count} faces is taken for theirs")
+            warnings.warn(f"{name}: the file of '{only}' holds no template of this recogniser, so {why}; adapt again "
+                          "from the photos to have it matched", FaceWarning, stacklevel=5)
+        return [only, *[None] * (count - 1)], [None] * count
+
+    def restore(self, strength: float, null_space: bool) -> Tensor:
+        """Every face at this strength, strangers by the generic model: [F, 3, S, S], clamped to [-1, 1]."""
+        mine = [i for i, who in enumerate(self.who) if who is not None]
+        restored = self.generic.clone()
+        if mine and strength:
+            persons = [self.gallery.persons[self.who[i]] for i in mine]
+            personal = restore_many(self.model, persons, self.crops[mine], strength).cpu()
+            restored[mine] = join(self.generic[mine], personal).clamp(-1, 1) if null_space else personal
+        return restored
+
+    def found(self, strength: float) -> list[FoundFace]:
+        return [FoundFace(box, who, cosine, strength if who is not None else 0.0, legible)
+                for box, who, cosine, legible in zip(self.boxes, self.who, self.cosine, self.legible)]
