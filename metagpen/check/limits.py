@@ -1,0 +1,178 @@
+"""Where personalisation cannot help, or not well: every limit as a check, with its threshold and a sentence for people.
+
+The thresholds hold for the embedded recogniser and were chosen from the figures that `benchmarks/album_thresholds.py`
+writes to benchmarks/results/album_thresholds.json; docs/album.md shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..errors import PhotoError
+from ..faces import PHOTO_SUFFIXES, Face, PhotoSource, crop_face, describe, detect, load_photo, outside_share, to_tensor
+from ..faces.detect import MAX_OUTSIDE, MIN_CROP_SIDE
+from . import measures
+
+FEWEST, MOST = 3, 8
+"""Photos of a good album. The mean embedding of 1, 3, 8 and 15 photos is ever closer to the person's others; most of
+that comes with the first three, little after eight."""
+
+STRANGER = 0.25
+"""Cosine to the mean of the album's others below which a face is taken for somebody else."""
+
+DOUBTFUL = 0.35
+"""Below this cosine it may be somebody else, or the person at another age; above it hardly any stranger is left."""
+
+COPY, ALIKE = 0.985, 0.94
+"""Likeness of two whole pictures from which one is a copy of the other (resized, compressed, mirrored), and likeness of
+two faces from which the photos are nearly the same, such as two of one second (`measures.likeness`)."""
+
+SMALL = 0.75
+"""Native side of the face over the model's below which a photo must be enlarged so far that it teaches softness."""
+
+SOFT, BLURRED = 0.17, 0.03
+"""Sharpness (`measures.sharpness`) below which a face has no more detail than half its side in pixels could hold, and
+less than an eighth: then there is nothing to learn from."""
+
+TURNED = 45.0
+"""Degrees of yaw beyond which a face is nearly a profile: the recogniser knows it less, and so does the model."""
+
+UNSURE = 0.985
+"""Detection score below which the face is likely covered, cut off, or none at all; whole faces score higher."""
+
+COVERED = 0.1
+"""Flat share of the face's oval (`measures.flat_share`) from which a part of the face is painted over or burnt out."""
+
+CUT_OFF = 0.05
+"""Share of the face's oval beyond the photo's border from which who it is begins to get lost."""
+
+OTHER_WAY = "general super-resolution (SwinIR, Real-ESRGAN) is made for pictures that are not faces"
+INPAINT = "a restorer would invent what is missing: fill it in first with an inpainting model, or take another photo"
+OTHER_AGE = "photos of another age (childhood photos above all) need an age-aware model"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that a photo or an album falls short of.
+
+    kind: one word ("unreadable", "no-face", "small", "blurred", "soft", "turned", "covered", "cut-off", "unsure",
+    "stranger", "doubtful", "copy", "alike"). message: what, how much, and what to do. stops: nothing good can be
+    learned from such a photo, it is left out.
+    """
+
+    kind: str
+    message: str
+    stops: bool = False
+
+
+def photo_limits(source: PhotoSource, device: str | torch.device = "cpu") -> list[Limit]:
+    """What keeps the largest face of a photo, sharp or degraded, from being restored well: [] when nothing does.
+
+    source: anything `load_photo` takes. Raises PhotoError for a photo that cannot be read.
+    """
+    photo = load_photo(source)
+    faces = detect(photo, device)
+    return face_limits(photo, faces[0]) if faces else [no_face(describe(source))]
+
+
+def no_face(name: str) -> Limit:
+    """Nobody was found on the photo of this name."""
+    return Limit("no-face", f"{name} shows no face that can be found; if there is one, cut it out upright; if not, "
+                            f"{OTHER_WAY}", stops=True)
+
+
+def face_limits(photo: Image.Image, face: Face) -> list[Limit]:
+    """Too small, cut off, covered, or hardly a face; for photos to learn from and photos to restore alike."""
+    try:
+        crop = crop_face(photo, face.landmarks, measures.VIEW)
+    except PhotoError as error:
+        return [Limit("cut-off", f"{error}; {INPAINT}", stops=True)]
+    if crop.source_side < MIN_CROP_SIDE:
+        return [Limit("small", f"the face is too small: its crop has {crop.source_side:.0f} px, at least "
+                               f"{MIN_CROP_SIDE:.0f} are needed; use a larger photo", stops=True)]
+    return [*cut_off(photo, face), *covered(crop.image, face.score)]
+
+
+def cut_off(photo: Image.Image, face: Face) -> list[Limit]:
+    crop, oval = outside_share(photo, face.landmarks), measures.face_outside(photo.size, face.landmarks)
+    if crop > MAX_OUTSIDE:
+        return [Limit("cut-off", f"{crop:.0%} of the face's crop lies beyond the picture's border (at most "
+                                 f"{MAX_OUTSIDE:.0%} may); {INPAINT}", stops=True)]
+    if oval > CUT_OFF:
+        return [Limit("cut-off", f"{oval:.0%} of the face lies beyond the picture's border; {INPAINT}")]
+    return []
+
+
+def covered(crop: Image.Image, score: float) -> list[Limit]:
+    """crop: the aligned face. score: the detector's."""
+    flat = measures.flat_share(crop)
+    if flat > COVERED:
+        return [Limit("covered", f"{flat:.0%} of the face is flat: painted over, masked or burnt out; {INPAINT}")]
+    if score < UNSURE:
+        return [Limit("unsure", f"the detector is unsure of this face ({score:.3f}; whole faces have more than "
+                                f"{UNSURE}): it may be covered, cut off or none; {INPAINT}")]
+    return []
+
+
+def detail_limits(crop: Image.Image, source_side: float) -> list[Limit]:
+    """Too little detail to learn from. crop: the aligned face at the model's size; source_side: its side in the photo.
+    """
+    size, found = crop.width, []
+    sharp = measures.sharpness(to_tensor(crop))
+    if sharp < BLURRED:
+        return [Limit("blurred", f"no detail left (sharpness {sharp:.2f}, sharp photos have 0.4): take a sharper photo",
+                      stops=True)]
+    if source_side < SMALL * size:
+        found.append(Limit("small", f"the face's crop has {source_side:.0f} px, the model {size}: it is enlarged, and "
+                                    "teaches softness"))
+    elif sharp < SOFT:
+        found.append(Limit("soft", f"soft (sharpness {sharp:.2f}, sharp photos have 0.4): it teaches softness"))
+    return found
+
+
+def pose_limits(yaw: float) -> list[Limit]:
+    """yaw in degrees, from `measures.yaw`."""
+    if abs(yaw) <= TURNED:
+        return []
+    return [Limit("turned", f"turned by about {abs(yaw):.0f} degrees: half of the face is hidden")]
+
+
+def identity_limits(cosine: float) -> list[Limit]:
+    """cosine: of a face to the unit mean of the person's (other) photos, by the embedded recogniser."""
+    if cosine < STRANGER:
+        return [Limit("stranger", f"another person than on the other photos (cosine {cosine:.2f}, below {STRANGER}); "
+                                  f"{OTHER_AGE}", stops=True)]
+    if cosine < DOUBTFUL:
+        return [Limit("doubtful", f"far from the other photos (cosine {cosine:.2f}, below {DOUBTFUL}): another person, "
+                                  f"or another age; {OTHER_AGE}")]
+    return []
+
+
+def copy(other: str) -> Limit:
+    return Limit("copy", f"the same picture as {other}", stops=True)
+
+
+def alike(other: str) -> Limit:
+    return Limit("alike", f"nearly the same picture as {other}: together they say little more than one")
+
+
+def people_instead(paths: Sequence[Path]) -> str | None:
+    """What to say when a command for one person is given a folder of people: sub-folders with photos, no photos."""
+    for path in paths:
+        if not path.is_dir():
+            continue
+        inside = sorted(path.iterdir())
+        people = [own for own in inside if own.is_dir() and any(is_photo(file) for file in own.iterdir())]
+        if people and not any(map(is_photo, inside)):
+            return (f"{path}: holds {len(people)} folder(s) of photos, one per person it seems; learn them all with "
+                    f"`metagpen adapt-many {path} -o people`, or name one of them, {people[0]}")
+    return None
+
+
+def is_photo(path: Path) -> bool:
+    return path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()

@@ -1,0 +1,99 @@
+"""A report for people: a table for the terminal, and a contact sheet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import DataError
+from ..evaluate.report import contact_sheet
+from .album import AlbumReport, PhotoReport
+from .measures import VIEW
+
+COLOURS = {"keep": "green", "warn": "dark_orange", "leave out": "red"}
+FRAMES = {"keep": (40, 150, 60), "warn": (230, 140, 0), "leave out": (200, 30, 30)}
+PER_LINE = 5
+FRAME = 5  # pixels on a view of VIEW
+
+
+def album_table(report: AlbumReport) -> Table:
+    """A line per photo; a star marks the best ones where there are more than serve."""
+    best = {id(photo) for photo in report.best()}
+    starred = len(best) < len(report.usable)
+    table = Table("photo", "verdict", title=f"{len(report.usable)} of {len(report.photos)} photo(s) serve")
+    for name in ("cosine", "px", "sharp", "yaw", "roll", "faces"):
+        table.add_column(name, justify="right")
+    table.add_column("short of")
+    for photo in report.photos:
+        star = " *" if starred and id(photo) in best else ""
+        numbers = (number(photo.cosine, 2), number(photo.side, 0), number(photo.sharpness, 2), number(photo.yaw, 0),
+                   number(photo.roll, 0))
+        table.add_row(Text(short_name(photo) + star), Text(photo.verdict, COLOURS[photo.verdict]), *numbers,
+                      str(photo.found), ", ".join(limit.kind for limit in photo.limits))
+    if starred:
+        table.caption = "* the best: without a warning, and together closest to all"
+    return table
+
+
+def reason_lines(report: AlbumReport) -> list[str]:
+    """What each photo falls short of, in words, then the advice for the whole album."""
+    verbs = {"leave out": "left out", "warn": "warning"}
+    told = [f"{verbs[photo.verdict]}: {photo.name}: {'; '.join(photo.reasons)}" for photo in report.photos
+            if photo.limits]
+    return [*told, *report.advice]
+
+
+def album_sheet(report: AlbumReport) -> Image.Image:
+    """The aligned faces, framed in green (keep), orange (warn) and red (leave out), with the kinds of their limits."""
+    tiles = [(label(photo), framed(photo)) for photo in report.photos]
+    return contact_sheet([tiles[i:i + PER_LINE] for i in range(0, len(tiles), PER_LINE)])
+
+
+def label(photo: PhotoReport) -> str:
+    kinds = ", ".join(limit.kind for limit in photo.limits) or number(photo.cosine, 2)
+    text = f"{short_name(photo)}: {kinds}"
+    return text if len(text) <= 31 else f"{text[:30]}~"  # as many letters as fit over a tile
+
+
+def framed(photo: PhotoReport) -> Image.Image:
+    tile = Image.new("RGB", (VIEW, VIEW), FRAMES[photo.verdict])
+    inner = VIEW - 2 * FRAME
+    view = photo.view.resize((inner, inner), Image.Resampling.LANCZOS) if photo.view else Image.new(
+        "RGB", (inner, inner), (220, 220, 220))
+    tile.paste(view, (FRAME, FRAME))
+    return tile
+
+
+def short_name(photo: PhotoReport) -> str:
+    return Path(photo.name).name
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def picture_writer(path: Path) -> Callable[[Image.Image], None]:
+    """Checks at once that a picture can be written to `path`; the returned function writes it whole or not at all.
+
+    Raises DataError for a suffix that no picture format has.
+    """
+    suffixes = Image.registered_extensions()
+    kind = suffixes.get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise DataError(f"{path}: no picture format is called '{path.suffix}'; end the name in .png or .jpg")
+
+    def write(picture: Image.Image) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            picture.save(temporary, format=kind)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    return write
