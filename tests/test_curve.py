@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import recogniser
 from torch import nn
 from typer.testing import CliRunner
 
@@ -31,7 +32,6 @@ from metagpen.identities import People
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, IdentityStart
 from metagpen.person.rule import InnerRule, RuleConfig
-from metagpen.recognise import InputSpec, Recogniser
 
 FAST = AdaptConfig(batch_size=2, degradation={"heavy": {"face_px": [4, 8]}}, tail_blocks=1, tail_rank=2, bf16=False,
                    warmup=1, lr_latent=0.03, lr_tail=0.01)  # fmt: skip
@@ -40,28 +40,6 @@ EVERYBODY = [name for name in methods.METHODS if name != "meta"]
 SMALL = CurveSettings(methods=EVERYBODY, shots=[1, 2], steps=[0, 2], degradations=["hard", "extreme"], adapt=FAST,
                       rivals=RIVALS, max_queries=2)  # fmt: skip
 STEPPING = [name for name in EVERYBODY if methods.METHODS[name].steps]
-
-
-class Net(nn.Module):
-    """Looks at 16 px, returns 8 numbers; a class of this module, so that it can be sent to another process."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
-        self.project = nn.Linear(6 * 64, 8)
-
-    def perceive(self, x):
-        maps = torch.tanh(self.conv(x))
-        return [maps], self.project(maps.flatten(1))
-
-    def forward(self, x):
-        return self.perceive(x)[1]
-
-
-def recogniser(name: str = "tests", seed: int = 1) -> Recogniser:
-    torch.manual_seed(seed)
-    template = tuple((16 * x, 16 * y) for x, y in ((0.35, 0.45), (0.65, 0.45), (0.5, 0.6), (0.4, 0.75), (0.6, 0.75)))
-    return Recogniser(name, Net(), InputSpec((16, 16), template), dim=8)
 
 
 def tiny() -> MetaGPEN:

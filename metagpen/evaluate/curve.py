@@ -8,16 +8,13 @@ was at and nothing else; `rows.jsonl` holds the rows of all of them in a fixed o
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +27,14 @@ from metagpen.adaptation.loop import AdaptConfig, album
 from metagpen.config import Config
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report
-from metagpen.evaluate.engine import Scorer, in_batches, named_degradations
+from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
 from metagpen.evaluate.methods import SCHEDULES, Rivals
 from metagpen.evaluate.records import append_line, whole_lines
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, load_support, load_task
 from metagpen.identities import People
 from metagpen.model import MetaGPEN
 from metagpen.recognise import Recogniser
+from metagpen.workers import obey_parent, uninterrupted
 
 Row = dict[str, Any]
 
@@ -220,7 +218,8 @@ class Bench:
     def cost(self, unit: Unit) -> int:
         """About how long a unit takes, in steps: for the time left."""
         stops = self.settings.stops_for(unit.method)
-        return 4 * len(stops) + (sum(stops) if self.schedule(unit.method) == methods.PER_RUN else stops[-1])
+        return 4 * len(stops) + (sum(stops) if self.schedule(unit.method) in (methods.PER_RUN, methods.LEARNED)
+                                else stops[-1])
 
     def model(self, name: str) -> tuple[MetaGPEN, Recogniser | None]:
         """The model that a method works on, and the recogniser in its losses."""
@@ -258,6 +257,8 @@ class Bench:
         own = album(list(photos[: unit.shots or None]), model.size, model.device)
         config = self.settings.adapt.model_copy(update={"seed": unit.seed})
         lesson = methods.Lesson(model, own, config, self.settings.rivals, recogniser)
+        if name == report.CEILING:
+            return self.rows(unit, UNDAMAGED, 0, 0.0, case.score.ceiling(), len(case.task.queries))
         rows = []
         for point in methods.checkpoints(chosen, lesson, stops, schedule):
             for degradation, poor in case.inputs.items():
@@ -265,25 +266,32 @@ class Bench:
                 images = in_batches(point.restore, poor, self.batch_size).nan_to_num(0.0)
                 if point.steps == stops[-1] and unit.shots in (0, max(self.settings.shots_for(name))):
                     self.picture(unit, degradation, case.task, images)
-                for key, value in case.score(images).items():
-                    metric, _, label = key.partition(":")
-                    row = {
-                        **self.facts,
-                        "degradation": degradation,
-                        "method": name,
-                        "shots": unit.shots,
-                        "steps": point.steps,
-                        "metric": metric,
-                        "recogniser": label or None,
-                        "identity": unit.person,
-                        "value": value,
-                        "seed": unit.seed,
-                        "seconds": point.seconds,
-                        "threads": torch.get_num_threads(),
-                        "schedule": schedule,
-                        "queries": len(images),
-                    }
-                    rows.append({column: row[column] for column in COLUMNS})
+                rows += self.rows(unit, degradation, point.steps, point.seconds, case.score(images), len(images))
+        return rows
+
+    def rows(self, unit: Unit, degradation: str, steps: int, seconds: float, values: Mapping[str, float],
+             queries: int) -> list[Row]:
+        """A row for every metric of one point."""
+        rows = []
+        for key, value in values.items():
+            metric, _, label = key.partition(":")
+            row = {
+                **self.facts,
+                "degradation": degradation,
+                "method": unit.method,
+                "shots": unit.shots,
+                "steps": steps,
+                "metric": metric,
+                "recogniser": label or None,
+                "identity": unit.person,
+                "value": value,
+                "seed": unit.seed,
+                "seconds": seconds,
+                "threads": torch.get_num_threads(),
+                "schedule": self.schedule(unit.method),
+                "queries": queries,
+            }
+            rows.append({column: row[column] for column in COLUMNS})
         return rows
 
     def picture(self, unit: Unit, degradation: str, task: Task, images: Tensor) -> None:
@@ -513,7 +521,8 @@ def run_units(
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker, (pickled(bench), torch.get_num_threads()))
     try:
-        running = {pool.submit(measure_in_worker, unit): unit for unit in todo}
+        with uninterrupted():
+            running = {pool.submit(measure_in_worker, unit): unit for unit in todo}
         for done in as_completed(running):
             yield running[done], done.result()
     finally:
@@ -533,15 +542,9 @@ _worker: Bench | None = None
 def prepare_worker(bench: bytes, threads: int) -> None:
     """A worker's beginning: unpack the bench, and die with the parent, even when that is killed."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and tells
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    obey_parent()
     torch.set_num_threads(threads)
     _worker = pickle.loads(bench)
-
-
-def _follow_parent() -> None:
-    parent_process().join()
-    os._exit(1)
 
 
 def measure_in_worker(unit: Unit) -> list[Row]:
@@ -584,7 +587,10 @@ class UnitFile(dict[Unit, list[Row]]):
         folder = Path(folder)
         self.path, known, settings = folder / UNITS, folder / SETTINGS, json.loads(json.dumps(settings))
         if known.exists():
-            before = json.loads(known.read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads(known.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{known}: damaged ({error}); move {folder} away to measure again") from None
             different = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
             if different:
                 raise ConfigError(
@@ -592,9 +598,13 @@ class UnitFile(dict[Unit, list[Row]]):
                 )
         else:
             report.write_text(known, json.dumps(settings, indent=1))
-        for line in whole_lines(self.path):
-            entry = json.loads(line)
-            super().__setitem__(Unit(*entry["unit"]), entry["rows"])
+        for number, line in enumerate(whole_lines(self.path), start=1):
+            try:
+                entry = json.loads(line)
+                super().__setitem__(Unit(*entry["unit"]), entry["rows"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(f"{self.path}, line {number}: damaged ({error}); delete the line, and its unit is "
+                                "measured again") from None
 
     def __setitem__(self, unit: Unit, rows: list[Row]) -> None:
         append_line(self.path, json.dumps({"unit": list(unit), "rows": rows}, allow_nan=False))

@@ -8,6 +8,7 @@ import gzip
 import html
 import io
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from metagpen.atomic import whole_file
 from metagpen.errors import DataError
 from metagpen.evaluate import report
 from metagpen.evaluate.records import Record
@@ -44,6 +46,13 @@ NEEDED = {
     "machine",
 }
 
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("dataset", "degradation", "method", "metric", "identity", "commit", "machine"), str),
+    **dict.fromkeys(("shots", "steps", "seed", "queries"), int),
+    **dict.fromkeys(("value", "seconds"), (int, float)),
+    **dict.fromkeys(("recogniser", "schedule"), (str, type(None))),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Point:
@@ -63,8 +72,8 @@ def read_rows(path: str | Path) -> list[Row]:
     path, rows = Path(path), []
     try:
         data = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (OSError, EOFError, zlib.error) as error:  # the last two: cut short, or damaged
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     lines = data.decode("utf-8", errors="replace").splitlines()
     if path.name.startswith("units.jsonl") and not data.endswith(b"\n"):
         lines = lines[:-1]  # the unit that a killed run was writing
@@ -73,10 +82,16 @@ def read_rows(path: str | Path) -> list[Row]:
             entry = json.loads(line)
             found = entry["rows"] if "rows" in entry else [entry]
             missing = [sorted(NEEDED - set(row)) for row in found if NEEDED - set(row)]
-        except (ValueError, TypeError) as error:
+            wrong = [name for row in found for name, kinds in KINDS.items()
+                     if name in row and (not isinstance(row[name], kinds) or isinstance(row[name], bool))]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path}, line {number}: not a row of a shots curve ({error})") from None
         if missing:
             raise DataError(f"{path}, line {number}: not a row of a shots curve; it lacks {', '.join(missing[0])}")
+        if wrong:
+            raise DataError(f"{path}, line {number}: not a row of a shots curve; its '{wrong[0]}' is of the wrong type")
+        if strange := [name for name in (row["dataset"] for row in found) if not name or Path(name).name != name]:
+            raise DataError(f"{path}, line {number}: dataset '{strange[0]}' cannot be the name of a file; rename it")
         rows += found
     if not rows:
         raise DataError(f"{path}: holds no rows; let metagpen curve finish at least one unit")
@@ -86,6 +101,8 @@ def read_rows(path: str | Path) -> list[Row]:
         if key in seen:
             raise DataError(f"{path}: two rows for {', '.join(map(str, key))}; runs must not be mixed")
         seen.add(key)
+    if not recognisers_of(rows):
+        raise DataError(f"{path}: holds no row of a recogniser, and identity leads the tables; measure with one")
     return rows
 
 
@@ -161,11 +178,16 @@ def tables(summed: Sequence[Row]) -> list[tuple[str, str]]:
     found = []
     for dataset, rows in by_dataset(summed).items():
         metrics = [metric for metric in TABLED if metric == "lpips" or any(row["metric"] == metric for row in rows)]
-        for degradation in dict.fromkeys(row["degradation"] for row in rows):
+        for degradation in damaged(row["degradation"] for row in rows):
             people = rows[0]["identities"]
             heading = f"{dataset}, {degradation} degradation, {people} {'people' if people > 1 else 'person'}"
             found.append((heading, report.figures_table(rows, degradation, recognisers_of(rows), metrics)))
     return found
+
+
+def damaged(names: Iterable[str]) -> list[str]:
+    """The degradations among these, once each: not "none", under which true photos stand."""
+    return [name for name in dict.fromkeys(names) if name != "none"]
 
 
 def csv_text(summed: Sequence[Row]) -> str:
@@ -188,7 +210,7 @@ SCHEDULES = {
     "constant": "one run at constant rates, the numbers of steps are stops on the way",
     "per-run": "a run of its own, with its own cosine, for each number of steps",
     "tutorial": "stops on the way of one run under the tutorial's full-length cosine; early ones are unfinished",
-    "learned": "one run with the model's learned rates",
+    "learned": "a run for each point, with the model's learned rates",
 }
 
 
@@ -220,7 +242,7 @@ def curves(records: Sequence[Record], degradation: str, key: str, axis: str) -> 
     """
     groups: dict[str, dict[tuple[int, int], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record.degradation == degradation and key in record.values:
+        if record.degradation in (degradation, "none") and key in record.values:
             groups[record.method][(record.shots, record.steps)].append(record)
     lines = {}
     for method, places in groups.items():
@@ -242,7 +264,7 @@ def plot(records: Sequence[Record], axis: str, recogniser: str | None, title: st
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
-    degradations = list(dict.fromkeys(record.degradation for record in records))
+    degradations = damaged(record.degradation for record in records)
     names = list(dict.fromkeys(record.method for record in records))
     colours = {name: colormaps["tab20"](i % 20) for i, name in enumerate(names)}
     measured = {key for record in records for key in record.values}
@@ -296,9 +318,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     """The same figure as PNG and SVG; the same figure gives the same bytes."""
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "metagpen"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
+    with matplotlib.rc_context({"svg.hashsalt": "metagpen"}), whole_file(path.with_suffix(".svg")) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    with whole_file(path.with_suffix(".png")) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -312,9 +335,9 @@ def write_report(rows_file: str | Path, folder: str | Path, previews: str | Path
     the page has no contact sheets. Raises DataError for a file of anything else.
     """
     rows_file, folder = Path(rows_file), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = read_rows(rows_file)
     summed = summary(rows)
+    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "curve.md", folder / "curve.csv"]
     report.write_text(written[0], markdown(summed))
     report.write_text(written[1], csv_text(summed))

@@ -9,7 +9,7 @@ Schedules. A point at n steps means one of four things, and every row says which
     constant   one run, rates constant after the warm-up; n is a stop on the way
     per-run    a run of its own for every n, rates falling by a cosine that ends at n
     tutorial   one run under a cosine over `Rivals.iterations`; n is a stop on the way, early ones are unfinished
-    learned    one run with the rates of the model's learned rule, which know no end
+    learned    a run for every stop, with the rates that the model's learned rule has for its length
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -41,11 +41,13 @@ from metagpen.adaptation.loop import (
 from metagpen.adaptation.optimise import new_optimiser, warmup_cosine
 from metagpen.config import Config
 from metagpen.errors import ConfigError
+from metagpen.evaluate import report
 from metagpen.gpen import GPEN
 from metagpen.gpen.layers import ModulatedConv2d
 from metagpen.model import MetaGPEN
 from metagpen.person import Parameters, Person
 from metagpen.recognise import Recogniser
+from metagpen.restore.null_space import null_space
 
 CONSTANT, PER_RUN, TUTORIAL, LEARNED = "constant", "per-run", "tutorial", "learned"
 SCHEDULES = (CONSTANT, PER_RUN)  # those that can be asked for; the others belong to a method
@@ -174,7 +176,7 @@ def checkpoints(chosen: CurveMethod, lesson: Lesson, stops: Sequence[int], sched
             f"{chosen.name}: {stops[-1]} steps lie beyond the tutorial's {lesson.rivals.iterations}; "
             "raise rivals.iterations"
         )
-    if schedule == PER_RUN:
+    if schedule in (PER_RUN, LEARNED):  # a learned rule has rates for the length of the run
         for stop in stops:
             yield from trajectory(chosen.build, with_schedule(lesson, steps=stop), [stop])
     elif schedule == TUTORIAL:
@@ -228,6 +230,15 @@ def generic(lesson: Lesson) -> Learner:
     return Learner({}, lambda parameters, images: lesson.model.restore(images))
 
 
+@method(report.CEILING, photos="none", steps=False)
+def another_true_photo(lesson: Lesson) -> Learner:
+    """Another true photo of the person in the restoration's place: what identity can reach at most, in kind.
+
+    It restores nothing: the runner scores true photos against each other (`engine.Scorer.ceiling`).
+    """
+    return Learner({}, lambda parameters, images: images)
+
+
 @method("reference-average", steps=False)
 def reference_average(lesson: Lesson) -> Learner:
     """The generic restoration blended with the mean of the person's aligned photos: the cheap trick to be beaten."""
@@ -265,6 +276,18 @@ def adapted(lesson: Lesson, rule: bool | None = False) -> Learner:
     return Learner(
         parameters, restore, objective, lambda step: step_rates(model, config, step, parameters), config.optimiser
     )
+
+
+@method("null-space")
+def adapted_in_null_space(lesson: Lesson) -> Learner:
+    """`adapt`, restored with the person confined to what the photo leaves open (see `metagpen.restore.null_space`)."""
+    learner = adapted(lesson)
+
+    def restore(parameters: Parameters, images: Tensor) -> Tensor:
+        generic = lesson.model.restore(images)
+        return null_space(generic, learner.restore(parameters, images)).clamp(-1, 1)
+
+    return replace(learner, restore=restore)
 
 
 def model_has_rule(model: MetaGPEN) -> bool:
@@ -390,7 +413,8 @@ def in_place_of_weights(
     def forward(parameters: Parameters, images: Tensor) -> Tensor:
         own = {name: value for name, value in replaced(parameters).items() if name in shared}
         images = images.to(lesson.model.device).contiguous(memory_format=torch.channels_last)
-        return functional_call(gpen, {**shared, **own}, (images, parameters.get(OFFSET)))
+        added = [part for part in (lesson.model.filling(images), parameters.get(OFFSET)) if part is not None]
+        return functional_call(gpen, {**shared, **own}, (images, sum(added) if added else None))
 
     def loss(parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
         with torch.autocast(poor.device.type, torch.bfloat16, enabled=objective.bf16):

@@ -157,8 +157,7 @@ def save_strip(path: Path, images: Tensor, count: int) -> None:
     """The first `count` of images [Q, 3, S, S] in [-1, 1] side by side as one lossless picture."""
     from metagpen import faces
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    faces.to_pil(torch.cat(list(images[:count]), dim=-1)).save(path)
+    faces.save_photo(faces.to_pil(torch.cat(list(images[:count]), dim=-1)), path)
 
 
 @contextmanager

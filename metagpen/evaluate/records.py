@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from metagpen.errors import DataError
 from metagpen.evaluate.report import write_text
 
 
@@ -42,7 +43,14 @@ class RecordFile:
         self.records = {record.key: record for record in self._read()}
 
     def _read(self) -> list[Record]:
-        return [Record(**json.loads(line)) for line in whole_lines(self.path)]
+        found = []
+        for number, line in enumerate(whole_lines(self.path), start=1):
+            try:
+                found.append(Record(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{self.path}, line {number}: damaged ({error}); delete the line, and what it held is "
+                                "measured again") from None
+        return found
 
     def append(self, record: Record) -> None:
         append_line(self.path, json.dumps(asdict(record)))
@@ -55,9 +63,13 @@ def whole_lines(path: Path) -> list[str]:
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]  # bytes: a cut may have gone through a letter
+    try:
+        text = whole.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: damaged ({error}); move it away to measure again") from None
     if whole != data:
-        write_text(path, whole.decode("utf-8"))
-    return whole.decode("utf-8").splitlines()
+        write_text(path, text)
+    return text.splitlines()
 
 
 def append_line(path: Path, line: str) -> None:

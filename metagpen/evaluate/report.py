@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metagpen.atomic import whole_file
 from metagpen.errors import DataError
 from metagpen.evaluate.statistics import bootstrap_mean, paired_gain
 
@@ -175,11 +176,8 @@ def commit() -> str:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary neighbour, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, rows: Sequence[Row], **facts: Any) -> None:
@@ -215,6 +213,7 @@ LABELS = {
     "full": "every weight",
     "pivotal": "pivotal tuning",
     "meta": "start and learned rule",
+    "null-space": "adapt in the null space",
     "wrong-person": "wrong person's photos",
     "reference-average": "blended with the mean face",
 }
