@@ -1,0 +1,174 @@
+"""What the speed benchmarks share: taking turns on the clock, who measured where, and publishing it.
+
+Ways that are compared run in one process and take turns, so that a busy moment of the machine meets all of them; the
+first rounds warm up and do not count. A figure is the median over rounds with its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import quantiles
+from typing import Any, NamedTuple
+
+import torch
+
+from metagpen.evaluate import report
+from metagpen.memory import keep_freed_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "speed.md"
+CPU = torch.device("cpu")
+
+Row = dict[str, Any]
+
+
+class Seconds(NamedTuple):
+    """Median and quartiles over rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Seconds:
+        low, median, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+        return cls(median, low, high)
+
+    def row(self, prefix: str = "") -> Row:
+        return {f"{prefix}seconds": self.median, f"{prefix}seconds_low": self.low, f"{prefix}seconds_high": self.high}
+
+
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device = CPU,
+               warmup: int = 1) -> dict[str, Seconds]:
+    """Seconds of each way: `warmup` rounds that do not count, then `rounds` in which every way has one turn."""
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(warmup + rounds):
+        for name, way in ways.items():
+            synchronise(device)
+            began = time.perf_counter()
+            way()
+            synchronise(device)
+            if turn >= warmup:
+                spent[name].append(time.perf_counter() - began)
+    return {name: Seconds.of(values) for name, values in spent.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The flags that every speed benchmark has."""
+    wanted = argparse.ArgumentParser(description=doc.splitlines()[0])
+    wanted.add_argument("--quick", action="store_true", help="the smallest sizes, as a smoke test; publishes none")
+    wanted.add_argument("--device", default="cpu", help="cpu or cuda; each has its own figures")
+    wanted.add_argument("--threads", type=int, help="threads of torch; default: as many as it takes")
+    wanted.add_argument("--rounds", type=int, help="turns that count, for each way")
+    wanted.add_argument("--dry", action="store_true", help="print the tables; write nothing")
+    return wanted
+
+
+def begin(arguments: argparse.Namespace) -> torch.device:
+    """Set the process up as the command line does; the device to measure on."""
+    keep_freed_memory()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return torch.device(arguments.device)
+
+
+def facts(device: torch.device, **settings: Any) -> Row:
+    """Who measured, where, and on what."""
+    found = report.machine()
+    if device.type != "cuda":
+        found["accelerator"] = None  # one may be there, but these figures owe it nothing
+    return {"commit": report.commit(), "machine": found, "settings": settings}
+
+
+def publish(name: str, arguments: argparse.Namespace, rows: Sequence[Row], about: Row,
+            page: Callable[[Sequence[Row]], str]) -> None:
+    """Print the tables; unless told otherwise, write results/{name}.json, where each kind of device keeps its own
+    figures, and put the tables of all devices between the markers of docs/speed.md."""
+    print(page(rows))
+    if arguments.quick or arguments.dry:
+        return
+    path = RESULTS / f"{name}.json"
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    measured[arguments.device] = {**about, "rows": [rounded(row) for row in rows]}
+    report.write_text(path, json.dumps(measured, indent=1, allow_nan=False) + "\n")
+    text = report.replace_between(PAGE.read_text(encoding="utf-8"), *markers(name), both(measured, page))
+    report.write_text(PAGE, text)
+    print(f"written: {path.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
+
+
+def both(measured: Mapping[str, Row], page: Callable[[Sequence[Row]], str]) -> str:
+    """The tables of each device, in a fixed order; who has not been measured is named."""
+    parts = []
+    for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
+        if device not in measured:
+            parts.append(f"{title}: not measured yet.")
+            continue
+        run = measured[device]
+        load = run["machine"]["load_average"]
+        parts.append(f"{title}: {report.machine_line(run['machine'])}; commit {run['commit']}; load average at the end "
+                     f"{load}.\n\n{page(run['rows'])}")
+    return "\n\n".join(parts)
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def rounded(value: Any) -> Any:
+    """Floats to five significant digits, wherever they stand."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def milliseconds(row: Mapping[str, float], prefix: str = "") -> str:
+    """"210 (205-221)" ms, median and quartiles."""
+    median, low, high = (1e3 * row[f"{prefix}seconds{end}"] for end in ("", "_low", "_high"))
+    digits = 0 if median >= 100 else 1
+    return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def verdict(reached: bool) -> str:
+    return "reached" if reached else "**missed**"
+
+
+def peak_rss() -> int:
+    """Highest resident memory of this process so far, in bytes."""
+    return status_bytes("VmHWM")
+
+
+def status_bytes(name: str) -> int:
+    """What the system says of this process' memory under this name."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"this system does not tell a process' memory ({name})")
+
+
+def forget_peak_rss() -> bool:
+    """Let `peak_rss` begin again at what is resident now; whether the system did so (some take the wish and do not)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return peak_rss() < status_bytes("VmRSS") + 2**23
+
+
+def give_back_freed_memory() -> None:
+    """What was freed goes back to the system, where the C library can do that, so that it hides no later growth."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+    if trim is not None:
+        trim(0)

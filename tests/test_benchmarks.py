@@ -1,0 +1,192 @@
+"""The speed benchmarks: they compare what computes the same thing, count right, and run from end to end."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from test_gpen import randomise
+
+from metagpen.errors import ConfigError, MetagpenError
+from metagpen.gpen import GPEN
+from metagpen.person import AdapterSpec, new_parameters, personal_forward
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = ("inner_step", "many_people", "meta_gradient", "restore_speed")
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def script(name: str) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("concat", [True, False])
+@pytest.mark.parametrize("tail_rank", [0, 2])
+def test_published_way_computes_the_same(concat, tail_rank):
+    """Outputs and a person's gradients in float64, or the speeds would not be comparable."""
+    torch.manual_seed(0)
+    gpen = GPEN(32, 2, 1 / 64, style_dim=32, concat=concat).double()
+    randomise(gpen, seed=1)
+    spec = AdapterSpec(2, tail_rank, latent_rank=2)
+    person = {name: (value + 0.3 * torch.randn_like(value)).double().requires_grad_()
+              for name, value in new_parameters(gpen, spec, 1, torch.Generator().manual_seed(0)).items()}
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    plain = script("published_gpen").restore
+    torch.testing.assert_close(plain(gpen, images), gpen(images), rtol=1e-9, atol=1e-9)
+    outputs = [plain(gpen, images, person), personal_forward(gpen, images, person, spec)]
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+    assert (outputs[0] - gpen(images)).abs().max() > 0.1
+    direction = torch.randn_like(images)
+    found, expected = (torch.autograd.grad((output * direction).sum(), list(person.values())) for output in outputs)
+    for name, a, b in zip(person, found, expected, strict=True):
+        assert b.abs().max() > 0, name
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * float(b.abs().max()))
+
+
+def test_turns_are_taken_and_warm_up_does_not_count():
+    order = []
+    found = script("measure").take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, warmup=2)
+    assert order == ["a", "b"] * 5
+    assert found.keys() == {"a", "b"} and all(s.low <= s.median <= s.high for s in found.values())
+
+
+def test_median_and_quartiles():
+    seconds = script("measure").Seconds
+    assert seconds.of([5.0, 1.0, 2.0, 3.0, 4.0]) == (3.0, 2.0, 4.0)
+    assert seconds.of([2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_peak_memory_begins_again():
+    measure = script("measure")
+    if not measure.forget_peak_rss():
+        pytest.skip("this system does not let a process forget its peak memory")
+    before = measure.peak_rss()
+    held = torch.ones(2**24)  # 64 MiB
+    assert measure.peak_rss() - before > 0.9 * held.nbytes
+
+
+def test_work_is_counted():
+    """A convolution and a product of known size, an addition, a view and a depthwise convolution."""
+    inner = script("inner_step")
+    x, weight = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3)
+    dense, _ = inner.work_of(lambda: torch.nn.functional.conv2d(x, weight, padding=1))
+    assert dense == 2 * 2 * 8 * 8 * 6 * 4 * 9
+    assert inner.work_of(lambda: torch.nn.functional.conv2d(x, weight))[1] == 0
+    assert inner.work_of(lambda: x.flatten(1) @ torch.ones(256, 3))[1] == 256 * 3 * 4  # ones are written
+    assert inner.work_of(lambda: x + x)[1] == 3 * x.nbytes
+    assert inner.work_of(lambda: x.transpose(0, 1).expand(4, 2, 8, 8)) == (0, 0)
+    taps = torch.randn(4, 1, 3, 3)
+    assert inner.work_of(lambda: torch.nn.functional.conv2d(x, taps, padding=1, groups=4))[1] == (
+        2 * x.nbytes + taps.nbytes)
+
+
+def test_a_straight_line_is_found():
+    rows = [{"people": n, "seconds": 2.0 + 0.25 * n} for n in (10, 100, 1000)]
+    fitted = script("many_people").line(rows)
+    assert fitted["a"] == pytest.approx(2.0) and fitted["b"] == pytest.approx(0.25) and fitted["error"] < 1e-6
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_every_engine_finds_the_same_meta_gradient(second_order):
+    meta = script("meta_gradient")
+    problem = meta.problem_of(meta.QUICK["small"], 2, torch.device("cpu"))
+    digests = {name: meta.digest(meta.meta_gradient(name, problem, second_order)) for name in meta.engines()}
+    assert len(digests) >= 3 and len(digests["batched"]) > 10
+    meta.agree(digests, "here")
+    wrong = [1.01 * value for value in digests["batched"]]
+    with pytest.raises(ConfigError, match="wrong differs"):
+        meta.agree({**digests, "wrong": wrong}, "here")
+
+
+def test_an_engine_is_measured_in_a_process_of_its_own():
+    meta = script("meta_gradient")
+    case = {"model": meta.QUICK["small"]._asdict(), "steps": 2, "second_order": True, "repeats": 2, "device": "cpu",
+            "threads": 1, "engine": "batched"}
+    row = meta.in_a_process(case)
+    assert len(row["all_seconds"]) == 2 and min(row["all_seconds"]) > 0 and row["bytes"] >= 0
+    problem = meta.problem_of(meta.QUICK["small"], 2, torch.device("cpu"))
+    expected = meta.digest(meta.meta_gradient("batched_reference", problem, True))
+    assert row["digest"] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(MetagpenError, match="no such engine, 2 steps"):
+        meta.in_a_process({**case, "engine": "no such engine"})
+
+
+def rows_of(name: str, monkeypatch) -> list[dict]:
+    """A script's rows at its smallest settings."""
+    module, cpu = script(name), torch.device("cpu")
+    if name == "inner_step":
+        return module.measured(module.QUICK, cpu, quick=True, rounds=1)
+    if name == "many_people":
+        return module.measured(32, cpu, [1, 2], [1, 2], batch_steps=1, steps=1, rounds=1)
+    if name == "meta_gradient":
+        monkeypatch.setattr(module, "in_a_process", module.alone)  # a process has a test of its own
+        return module.measured(module.QUICK, cpu, module.engines(), 1, 1, threads=1)
+    return module.measured(module.QUICK, cpu, rounds=1)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_from_measuring_to_the_page(name, tmp_path, monkeypatch, capsys):
+    """Rows become JSON and a table between the markers of a copy of docs/speed.md; another device's stay."""
+    measure, module = script("measure"), script(name)
+    rows = rows_of(name, monkeypatch)
+    page = tmp_path / "speed.md"
+    page.write_text((ROOT / "docs" / "speed.md").read_text())
+    monkeypatch.setattr(measure, "PAGE", page)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    arguments = measure.parser("A test.").parse_args([])
+    measure.publish(name, arguments, rows, measure.facts(torch.device("cpu"), seed=0), module.page)
+    written = json.loads((tmp_path / f"{name}.json").read_text())["cpu"]
+    assert written["commit"] and written["machine"]["threads"] == torch.get_num_threads()
+    assert len(written["rows"]) == len(rows) and all(row["device"] == "cpu" for row in written["rows"])
+    between = page.read_text().split(f"<!-- {name}:begin -->")[1].split(f"<!-- {name}:end -->")[0]
+    assert "GPU: not measured yet." in between and module.page(written["rows"]) in between
+    assert "| --- |" in between
+
+    arguments.quick = True
+    before = page.read_text()
+    measure.publish(name, arguments, rows, {}, module.page)
+    assert page.read_text() == before, "a smoke test must publish nothing"
+
+
+def test_compressing_is_measured():
+    """The album's people at one step: files as small as asked."""
+    many = script("many_people")
+    from metagpen import recognise
+
+    rows = many.small_files(many.model_of(128, torch.device("cpu")), recognise.load("embedded"), steps=1,
+                            most_people=1, limits=[32])
+    whole, small = rows
+    assert small["largest_kilobytes"] <= 32 < whole["kilobytes"] and small["tail_rank"] < whole["tail_rank"]
+    assert whole["psnr_change"] == 0 and small["identity_change"] != 0
+    for row in rows:
+        assert 5 < row["psnr"] < 40 and -1 < row["identity"] < 1
+
+
+@pytest.mark.parametrize("name", ["inner_step", "many_people", "many_people_512", "meta_gradient", "restore_speed"])
+def test_page_shows_the_committed_figures(name):
+    """docs/speed.md and benchmarks/results/ cannot part ways."""
+    measure = script("measure")
+    begin, end = measure.markers(name)
+    between = measure.PAGE.read_text().split(begin)[1].split(end)[0].strip()
+    path = measure.RESULTS / f"{name}.json"
+    if not path.exists():
+        assert between == "Not measured yet."
+        return
+    module = script(name.removesuffix("_512"))
+    assert between == measure.both(json.loads(path.read_text()), module.page).strip()
