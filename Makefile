@@ -4,13 +4,14 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= demo_out
+DEVICE ?= cpu
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 WANTED := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench docs setup setup-learn2learn clean
+.PHONY: demo test lint bench bench-speed docs setup setup-learn2learn clean
 
 demo: $(VENV)/.installed
 	$(BIN)/metagpen demo --output-dir $(OUT)
@@ -25,9 +26,20 @@ lint: $(VENV)/.installed-lint
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/first_light.py
 
-# The reference of the command line, written from its own help texts.
-docs: $(VENV)/.installed
+# Measures the figures of docs/speed.md and writes them there; wants a machine that does nothing else. DEVICE=cuda for
+# the GPU's rows, where the larger model's are measured too.
+bench-speed: $(VENV)/.installed
+	for script in inner_step many_people meta_gradient restore_speed; do \
+		$(BIN)/python benchmarks/$$script.py --device $(DEVICE) || exit 1; done
+ifeq ($(DEVICE),cuda)
+	$(BIN)/python benchmarks/many_people.py --device cuda --size 512
+endif
+
+# The reference of the command line, written from its own help texts, and all pages as a site: site/index.html.
+docs: $(VENV)/.installed-docs
 	$(BIN)/python -m typer metagpen.cli utils docs --name metagpen --title "The command line" --output docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation: $(CURDIR)/site/index.html"
 
 setup: $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lint
 
@@ -48,4 +60,4 @@ $(VENV)/.installed-%: $(WANTED) | $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OUT) example_out site build dist *.egg-info .pytest_cache .ruff_cache

@@ -12,9 +12,11 @@ _EXPORTS = {
     "Person": "person",
     "PersonStore": "person",
     "restore_many": "person",
+    "restore_photo": "restore",
     "AdaptConfig": "adaptation",
     "adapt": "adaptation",
     "adapt_many": "adaptation",
+    "check_album": "check",
     "shots_curve": "evaluate.curve",
 }
 
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
     from .adaptation import AdaptConfig as AdaptConfig
     from .adaptation import adapt as adapt
     from .adaptation import adapt_many as adapt_many
+    from .check import check_album as check_album
     from .evaluate.curve import shots_curve as shots_curve
     from .model import MetaGPEN as MetaGPEN
     from .person import Person as Person
     from .person import PersonStore as PersonStore
     from .person import restore_many as restore_many
+    from .restore import restore_photo as restore_photo
     from .weights import load as load
 
 

@@ -1,38 +1,56 @@
 """The `metagpen` command: one thin function per sub-command; the work is done by the library.
 
-Bad input ends in one line on stderr and exit code 1, an interruption in exit code 130, a wrong flag in exit code 2.
+Whatever a user can mend (bad input, a wrong flag, a full disk) ends in a line on stderr and exit code 2; a batch of
+which some photos or people failed in exit code 1; an interruption in exit code 130.
 Everything heavy is imported inside the commands, so that `metagpen --help` answers at once.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
-from collections.abc import Iterable
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from .errors import DataError, MetagpenError
+from .errors import DataError, MetagpenError, PhotoError
 from .memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from .demo import DemoResult
+    from .faces import PhotoSource
+    from .model import MetaGPEN
+    from .person import Person
+    from .restore import Gallery
+
+
+PANELS = ("Personalise", "Measure", "Train", "Maintain")  # of `metagpen --help`, in this order
 
 
 class CommandGroup(TyperGroup):
-    """Turns errors that a user can mend into one line, for every command alike."""
+    """Lists commands by panel, and turns errors that a user can mend into one line, for every command alike."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return sorted(super().list_commands(ctx), key=lambda name: PANELS.index(self.commands[name].rich_help_panel))
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (MetagpenError, OSError) as error:
-            say_error(f"error: {' '.join(str(error).split())}")
-            raise typer.Exit(1) from error
+            say_error(f"error: {in_words(error)}")
+            raise typer.Exit(2) from error
         except KeyboardInterrupt:
             say_error("interrupted")
             raise typer.Exit(130) from None
@@ -41,10 +59,14 @@ class CommandGroup(TyperGroup):
 app = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Personal face restoration from a few photos.",
 )
+
+def command(panel: str, example: str, name: str | None = None) -> Callable:
+    """A sub-command: its panel (of PANELS) in `metagpen --help`, and an example below its own help."""
+    return app.command(name, rich_help_panel=panel, epilog=f"Example: {example}")
+
 
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, ...")]
 Model = Annotated[str, typer.Option(help="Restoration model: 'embedded', a catalogue name, or a checkpoint file.")]
@@ -64,6 +86,7 @@ Start = Annotated[
 def main() -> None:
     """Entry point of the `metagpen` script."""
     keep_freed_memory()
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # PIL's, of pictures that are refused anyway
     app(prog_name="metagpen")
 
 
@@ -81,10 +104,12 @@ def root(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    pass
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name that is no text must not stop who prints it
 
 
-@app.command()
+@command("Personalise", "metagpen demo --album my_photos --output-dir demo_out")
 def demo(
     album: Annotated[str, typer.Option(help="'own', 'lisa' (one real person, CC0), or a folder of photos.")] = "own",
     output_dir: Annotated[Path, typer.Option(help="Where the pictures and figures go.")] = Path("demo_out"),
@@ -105,7 +130,7 @@ def demo(
     out.print(f"Figures:\n  {result.report.resolve()}\n  {result.data.resolve()}")
 
 
-@app.command()
+@command("Train", "metagpen pairs --input-dir my_photos --output-dir my_pairs --degradation bsrgan")
 def pairs(
     input_dir: Annotated[Path, typer.Option(help="Folder of sharp photos.")],
     output_dir: Annotated[Path, typer.Option(help="Gets GT/001.png ... and LR/001.png ...")],
@@ -131,18 +156,34 @@ def pairs(
         progress=True,
     )
     out.print(f"{summary}\nPairs are in {output_dir.resolve()}")
+    if summary.failed:
+        raise typer.Exit(1)
 
 
-@app.command()
-def train(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Train a restoration model together with its identity-conditioned start."""
+@command("Train", "metagpen train -opt options.yml")
+def train(
+    config: ConfigFile = None,
+    opt: Annotated[
+        Path | None, typer.Option("--opt", "-opt", help="The tutorial's options.yml: fine-tune on one person's pairs.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a restoration model together with its identity-conditioned start; with -opt, fine-tune it on one person."""
+    if opt is not None:
+        if config is not None:
+            raise typer.BadParameter("-c trains on many people, -opt fine-tunes on one; give one of them")
+        from .finetune import Options, finetune
+
+        options = Options.from_yaml(opt, overrides or [])
+        finetune(options, console=out, device=pick_device(options.device))
+        return
     from .train import TrainConfig
     from .train import train as run
 
     run(TrainConfig.from_yaml(config, overrides or []))
 
 
-@app.command()
+@command("Train", "metagpen meta-train -c configs/meta_128.yml -s meta_steps=200")
 def meta_train(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Learn over many people where adaptation begins and how far it steps; under torchrun on several processes."""
     from .meta.train import MetaConfig
@@ -151,7 +192,7 @@ def meta_train(config: ConfigFile = None, overrides: Overrides = None) -> None:
     run(MetaConfig.from_yaml(config, overrides or []))
 
 
-@app.command()
+@command("Personalise", "metagpen adapt photos_of_ada -o ada.safetensors --steps 32")
 def adapt(
     photos: Annotated[list[Path], typer.Argument(help="Photos of one person, or folders of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The Person file to write (.safetensors).")],
@@ -162,22 +203,61 @@ def adapt(
     config: ConfigFile = None,
     overrides: Overrides = None,
     device: Device = "auto",
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Learn from every photo, also strangers' and unusable ones.")
+    ] = False,
+    best: Annotated[int | None, typer.Option(min=1, help="Learn from so many of the photos, the best ones.")] = None,
 ) -> None:
-    """Learn one person from a few photos; seconds to minutes."""
+    """Learn one person from a few photos; seconds to minutes. Photos of strangers and unusable ones are left out."""
     import metagpen
 
-    files = photo_files(photos)
+    if keep_all and best is not None:
+        raise typer.BadParameter("--best chooses among the photos, --keep-all takes every one; give one of them")
+    files = one_persons_files(photos)
     flags = given_flags(steps=steps, start=start, seed=seed)
     settings = metagpen.AdaptConfig.from_yaml(config, (overrides or []) + flags)
     network = metagpen.load(model, device=pick_device(device))
+    chosen = files if keep_all else photos_that_serve(network, files, best)
     person = metagpen.adapt(
-        network, files, settings.steps, start=settings.start, seed=settings.seed, config=settings, progress=True
+        network, chosen, settings.steps, start=settings.start, seed=settings.seed, config=settings, progress=True
     )
     file = person.save(output)
-    out.print(f"Learned from {len(files)} photo(s) in {person.metadata['seconds']} s: {file.resolve()}")
+    out.print(f"Learned from {len(chosen)} photo(s) in {person.metadata['seconds']} s: {file.resolve()}")
 
 
-@app.command("adapt-many")
+@command("Personalise", "metagpen album photos_of_ada")
+def album(
+    photos: Annotated[list[Path], typer.Argument(help="Photos of one person, or folders of them.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also draw the faces with their verdicts (.png, .jpg).")
+    ] = None,
+    model: Model = "embedded",
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Look at photos before learning from them: who is on them, which serve, and what is wrong with the others."""
+    import metagpen
+
+    from .check.show import album_sheet, album_table, picture_writer, reason_lines
+
+    files = one_persons_files(photos)
+    write = picture_writer(output) if output else None
+    report = metagpen.check_album(metagpen.load(model, device=pick_device(device)), files)
+    if write:
+        write(album_sheet(report))
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=1))
+    else:
+        out.print(album_table(report))
+        for line in reason_lines(report):
+            out.print(line)
+        if output:
+            out.print(f"Sheet: {output.resolve()}")
+    if not report.usable or report.divided:
+        raise typer.Exit(1)
+
+
+@command("Personalise", "metagpen adapt-many folder_of_people -o people", name="adapt-many")
 def adapt_many(
     photos: Annotated[Path, typer.Argument(help="Folder with one sub-folder of photos per person.")],
     output: Annotated[str, typer.Option("--output", "-o", help="The store: a folder or a URL that fsspec knows.")],
@@ -205,7 +285,7 @@ def adapt_many(
 
     def report(name: str, error: Exception) -> None:
         failed.append(name)
-        say_error(f"{name}: {' '.join(str(error).split())}")
+        say_error(f"{name}: {in_words(error)}")
 
     metagpen.adapt_many(
         store.model, people, settings.steps, start=settings.start, seed=settings.seed, config=settings, store=store,
@@ -233,34 +313,82 @@ def people_folders(folder: Path) -> dict[str, list[Path]]:
     return people
 
 
-@app.command()
+@command("Personalise", "metagpen restore -i old.jpg -o new.png --person ada.safetensors --strength 0.5")
 def restore(
-    source: Annotated[Path, typer.Option("--input", "-i", help="A photo, or a folder of them.")],
+    source: Annotated[
+        list[Path],
+        typer.Option("--input", "-i", help="A photo, a folder, or a quoted pattern ('old/*.jpg'); may be repeated."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The restored photo, or the folder for them.")],
-    person: Annotated[Path | None, typer.Option(help="Person file; without one the generic model restores.")] = None,
+    person: Annotated[
+        list[Path] | None,
+        typer.Option(help="Person file; may be repeated. Without any the generic model restores."),
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="Folder or URL of a PersonStore: everybody in it is known.")] = None,
     strength: Annotated[
         float,
         typer.Option("--strength", "--lambda-id", min=0.0, max=1.0, help="0: the generic model ... 1: fully personal."),
     ] = 1.0,
+    null_space: Annotated[
+        bool, typer.Option("--null-space", help="Let persons change only what the photo leaves open.")
+    ] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Write a labelled sheet of each known face at strengths 0 to 1 instead.")
+    ] = False,
+    repeats: Annotated[
+        bool, typer.Option("--repeats", help="The same person may be in a photo more than once.")
+    ] = False,
     aligned: Annotated[
         bool, typer.Option("--aligned", help="The photos are square crops of faces: nothing to find.")
     ] = False,
-    model: Model = "embedded",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "--model-path", help="Restoration model: 'embedded', a catalogue name, or a checkpoint file."
+        ),
+    ] = "embedded",
     device: Device = "auto",
 ) -> None:
-    """Restore the face of a photo, or of every photo of a folder."""
+    """Restore the faces of photos: people who are known as themselves, strangers with the generic model."""
     import metagpen
 
     targets = restore_targets(source, output)
     network = metagpen.load(model, device=pick_device(device))
-    restorer = metagpen.Person.load(person, network) if person else metagpen.Person.generic(network)
-    for photo, target in targets:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        restorer.restore(photo, strength=strength, aligned=aligned).save(target)
-        out.print(f"{photo} -> {target}")
+    from .restore import Gallery
+
+    with spoken_warnings():
+        people = known_people(person or [], store, network)
+        if not people and (strength < 1 or sweep or null_space):
+            from .finetune import person_behind
+
+            if (behind := person_behind(model, network)) is not None:
+                people, network = {behind.metadata["fine_tuned"]: behind}, behind.model
+        gallery = Gallery(people, network)
+    options: dict[str, Any] = {"null_space": null_space, "aligned": aligned, "once": not repeats}
+    failed = 0
+    many = len(targets) > 1
+    with Progress(console=out, disable=not (many and out.is_terminal), transient=True) as bar:
+        for photo, target in bar.track(targets, description="restoring"):
+            try:
+                with spoken_warnings():
+                    if sweep:
+                        said = write_sweep(photo, target, gallery, options)
+                    else:
+                        said = write_restored(photo, target, gallery, options | {"strength": strength})
+            except (MetagpenError, OSError) as error:
+                if not many:
+                    raise
+                failed += 1
+                say_error(f"{photo}: not restored: {in_words(error)}")
+            else:
+                out.print(f"{photo} -> {target}: {said}")
+    if many:
+        out.print(f"{len(targets) - failed} of {len(targets)} photos restored")
+    if failed:
+        raise typer.Exit(1)
 
 
-@app.command()
+@command("Measure", "metagpen evaluate --data folder_of_people -o figures.json")
 def evaluate(
     data: Annotated[Path | None, typer.Option(help="Folder with one sub-folder of photos per person.")] = None,
     config: ConfigFile = None,
@@ -278,7 +406,7 @@ def evaluate(
     out.print(f"\nLPIPS: {found.lpips}. Records and previews: {found.folder.resolve()}")
 
 
-@app.command()
+@command("Measure", "metagpen compare --restored restored_faces --truth true_faces")
 def compare(
     restored: Annotated[Path, typer.Option(help="Folder of restored aligned faces.")],
     truth: Annotated[Path, typer.Option(help="Folder of true faces of the same names.")],
@@ -299,7 +427,7 @@ def compare(
         write_text(output, json.dumps(figures, indent=1) + "\n")
 
 
-@app.command()
+@command("Measure", "metagpen curve -c configs/curve_128.yml -s max_people=5")
 def curve(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Measure quality against photos, steps and seconds, for us, rivals and controls; goes on where it was killed."""
     from .evaluate.curve import ROWS, CurveConfig, run_curve
@@ -308,7 +436,7 @@ def curve(config: ConfigFile = None, overrides: Overrides = None) -> None:
     out.print(f"{len(rows)} rows: {(folder / ROWS).resolve()}")
 
 
-@app.command("curve-report")
+@command("Measure", "metagpen curve-report rows.jsonl -o report", name="curve-report")
 def curve_report(
     rows: Annotated[Path, typer.Argument(help="The rows that `metagpen curve` wrote (.jsonl or .jsonl.gz).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables, plots and the page.")],
@@ -321,7 +449,7 @@ def curve_report(
         out.print(str(path.resolve()))
 
 
-@app.command("mine-identities")
+@command("Train", "metagpen mine-identities ffhq -o identities.csv", name="mine-identities")
 def mine_identities(
     photos: Annotated[Path, typer.Argument(help="Folder of aligned faces (FFHQ, say); sub-folders are searched too.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write: file (below the folder), id.")],
@@ -348,7 +476,7 @@ def mine_identities(
     out.print(f"{len(found)} people with {min_photos} photos or more ({shown} of {len(files)}): {output.resolve()}")
 
 
-@app.command()
+@command("Maintain", "metagpen weights")
 def weights() -> None:
     """List the models: those in the package and those that can be downloaded."""
     from .weights import available
@@ -359,6 +487,23 @@ def weights() -> None:
     out.print(table)
 
 
+@command("Maintain", "metagpen doctor --json")
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False) -> None:
+    """Look whether this installation works: versions, device, weights, extras; exit code 1 if something is broken."""
+    from .doctor import as_dict, cures, examine, findings_table, usable
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps(as_dict(findings), indent=1))
+    else:
+        out.print(findings_table(findings))
+        for line in cures(findings):
+            out.print(line)
+        out.print("Fit for work." if usable(findings) else "Not fit for work: something needed is broken.")
+    if not usable(findings):
+        raise typer.Exit(1)
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -367,6 +512,32 @@ out = Console(soft_wrap=True, highlight=False, markup=False)
 def say_error(message: str) -> None:
     """One line on stderr, as it is: file names may hold brackets that rich would read as markup."""
     Console(stderr=True, soft_wrap=True).print(Text(message, style="bold red"))
+
+
+ADVICE = {
+    errno.ENOSPC: "free some space, or write elsewhere",
+    errno.EFBIG: "write elsewhere",
+    errno.EDQUOT: "free some space, or write elsewhere",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "a file is where a folder is needed",
+    errno.EISDIR: "a folder is where a file is needed",
+    errno.EEXIST: "something else is where it is needed",
+    errno.ENAMETOOLONG: "give a shorter one",
+    errno.ELOOP: "a link leads back to itself; remove it",
+}
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line; one of the operating system with its file in front and what to do behind."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.errno:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        advice = ADVICE.get(error.errno)
+        text = f"{where}{error.strerror}" + (f"; {advice}" if advice else "")
+    return " ".join(text.split())
 
 
 def given_flags(**flags: Any) -> list[str]:
@@ -405,19 +576,132 @@ def photo_files(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
-def restore_targets(source: Path, output: Path) -> list[tuple[Path, Path]]:
-    """(photo, where its restoration goes). A folder goes to a folder, as PNG; never onto the source."""
-    photos = photo_files([source])
-    if source.is_dir():
-        targets = [(photo, output / f"{photo.stem}.png") for photo in photos]
+def one_persons_files(paths: list[Path]) -> list[Path]:
+    """`photo_files`, for commands that learn one person. Raises DataError also for a folder of people."""
+    from .check import people_instead
+
+    if people := people_instead(paths):
+        raise DataError(people)
+    return photo_files(paths)
+
+
+def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None) -> list[PhotoSource]:
+    """What to learn one person from, each photo that is left out and each doubt being told.
+
+    Raises PhotoError when no photo is usable, or the album shows several people and it cannot be told whose it is.
+    """
+    from .check import check_album
+    from .check.show import reason_lines
+
+    report = check_album(model, files)
+    for line in reason_lines(report):
+        out.print(line)
+    if report.divided:
+        raise PhotoError("it cannot be told whose album this is; give the photos of one person, or --keep-all to learn "
+                         "from all of them")
+    if not report.usable:
+        raise PhotoError(f"none of the {len(files)} photo(s) is usable; the first: {next(iter(reason_lines(report)))}")
+    chosen = report.usable if best is None else report.best(best)
+    if len(chosen) < len(report.usable):
+        out.print(f"the best {len(chosen)}: {', '.join(photo.name for photo in chosen)}")
+    return [photo.learn_from(model.size) for photo in chosen]
+
+
+def restore_targets(source: Path | Iterable[Path], output: Path) -> list[tuple[Path, Path]]:
+    """(photo, where its restoration goes), before anything is written.
+
+    Folders, patterns and several photos go to a folder, as PNG; so does one photo where `output` is a folder or has
+    no suffix. Never onto a photo that is read, and no two onto one.
+    """
+    from .faces import photo_format
+
+    sources = [source] if isinstance(source, Path) else list(source)
+    photos = list(dict.fromkeys(photo_files(path for given in sources for path in matching_paths(given))))
+    if len(sources) == 1 and photos == sources and output.suffix and not output.is_dir():
+        targets = [(photos[0], output)]
+    elif output.exists() and not output.is_dir():
+        raise DataError(f"{output}: not a folder; restored photos of a folder or a pattern need a folder, a single one "
+                        "a name that ends in .png, .jpg, ...")
     else:
-        targets = [(source, output / f"{source.stem}.png" if output.is_dir() else output)]
+        targets = [(photo, output / f"{photo.stem}.png") for photo in photos]
+    read = {os.path.realpath(photo) for photo in photos}
+    taken: dict[Path, Path] = {}
     for photo, target in targets:
-        if target.exists() and target.samefile(photo):
+        photo_format(target)
+        if os.path.realpath(target) in read:
             raise DataError(f"{target}: the output would replace the input; give another --output")
-    if len({target for _, target in targets}) < len(targets):
-        raise DataError(f"{source}: photos that differ only in their suffix would overwrite each other; rename one")
+        if target in taken:
+            raise DataError(f"{taken[target]} and {photo}: photos that differ only in their suffix or folder would "
+                            "overwrite each other; rename one")
+        taken[target] = photo
     return targets
+
+
+def matching_paths(path: Path) -> list[Path]:
+    """The path itself, or the photos that it means as a pattern. Raises DataError for a pattern of no photo."""
+    import glob
+
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    from .faces import PHOTO_SUFFIXES
+
+    found = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    photos = [file for file in found if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file()]
+    if not photos:
+        raise DataError(f"{path}: no photo matches this pattern ({', '.join(sorted(PHOTO_SUFFIXES))})")
+    return photos
+
+
+def known_people(files: list[Path], store: str | None, network: MetaGPEN) -> Mapping[str, Person]:
+    """Everybody in the files, by file name, or in the store. Raises DataError for both, or nobody, or a name twice."""
+    from .person import Person, PersonStore
+
+    if store is None:
+        names = [file.stem for file in files]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise DataError(f"--person: two files are called '{min(twice)}'; rename one, people are told by that name")
+        return {name: Person.load(file, network) for name, file in zip(names, files)}
+    if files:
+        raise DataError("--person and --store: give one of them")
+    people = PersonStore(store, network)
+    if not people:
+        raise DataError(f"{store}: no Person in this store; fill it with metagpen adapt-many")
+    return people
+
+
+def write_restored(photo: Path, target: Path, gallery: Gallery, options: dict[str, Any]) -> str:
+    """Restore a photo into a file; returns who was found."""
+    from .faces import save_photo
+    from .restore import restore_photo
+
+    restored = restore_photo(gallery.model, photo, gallery, **options)
+    save_photo(restored.image, target)
+    if not gallery.persons:
+        done = sum(not face.left_alone for face in restored.faces)
+        return f"{done} face{'s' if done > 1 else ''}" + "".join(f", {f}" for f in restored.faces if f.left_alone)
+    return ", ".join(map(str, restored.faces))
+
+
+def write_sweep(photo: Path, target: Path, gallery: Gallery, options: dict[str, Any]) -> str:
+    """Write the sheet of a photo's known faces at several strengths; returns what it shows."""
+    from .evaluate.report import contact_sheet
+    from .faces import save_photo
+    from .restore import sweep
+
+    lines = sweep(gallery.model, photo, gallery, **options)
+    save_photo(contact_sheet(lines), target)
+    return f"{len(lines)} face{'s' if len(lines) > 1 else ''} at {len(lines[0]) - 1} strengths"
+
+
+@contextmanager
+def spoken_warnings() -> Iterator[None]:
+    """What the library warns of becomes a line on stderr."""
+    with warnings.catch_warnings(record=True) as noted:
+        try:
+            yield
+        finally:
+            for warning in noted:
+                Console(stderr=True, soft_wrap=True).print(Text(f"warning: {warning.message}", style="yellow"))
 
 
 def demo_table(result: DemoResult) -> Table:

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import degrade, evaluate, load, recognise
 from .adaptation import adapt
 from .album import read_album
+from .atomic import whole_file
 from .errors import DataError
 from .evaluate.report import contact_sheet, table, write_text
 from .evaluate.tasks import load_crop
@@ -97,7 +98,8 @@ def run_demo(
         }
         figures = {method: measure(images[method], truth, landmarks, recogniser) for method in METHODS}
         sheet = output / f"{name}.jpg"
-        before_after({**images, "truth": truth}).save(sheet, quality=92)
+        with whole_file(sheet) as temporary:
+            before_after({**images, "truth": truth}).save(temporary, "JPEG", quality=92)
         results.append(PersonResult(name, len(support), len(held_out), seconds, figures, sheet))
     result = DemoResult(
         str(album),

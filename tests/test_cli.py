@@ -22,9 +22,9 @@ def run(*arguments: object):
 
 
 def error_line(*arguments: object) -> str:
-    """The one line on stderr of a command that must fail with exit code 1."""
+    """The one line on stderr of a command that must fail with exit code 2."""
     result = run(*arguments)
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert "Traceback" not in result.output
     return result.stderr.strip()
@@ -66,7 +66,7 @@ def test_importing_is_light():
 def test_the_module_runs_and_keeps_the_exit_code(tmp_path):
     command = [sys.executable, "-m", "metagpen", "adapt", str(tmp_path / "none"), "-o", str(tmp_path / "a.safetensors")]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr == f"error: {tmp_path / 'none'}: no such photo or folder\n"
 
 
