@@ -1,6 +1,6 @@
 """Sample portraits of people who do not exist from a model's own prior: how the demo's album was made.
 
-    python examples/sample_album.py PEOPLE_FOLDER OUTPUT_FOLDER --people 3 --photos 7
+    python examples/sample_album.py PEOPLE_FOLDER OUTPUT_FOLDER --people 3 --photos 7 --seed 1
 
 Nobody's face is copied. A sampled person is the identity-conditioned start of a *mixture* of several people's
 embeddings; a photo of that person is what the model restores from a blend of several people's photos that was reduced
@@ -41,7 +41,7 @@ def sample_person(model: metagpen.MetaGPEN, recogniser: recognise.Recogniser, al
                   pixels: int, emphasis: float, generator: torch.Generator) -> Tensor:
     """Portraits [photos, 3, S, S] of one invented person, mixed from the people of `albums` ([K_i, 3, S, S] each)."""
     identity = mean_identity(torch.stack([mean_identity(recogniser.embed(crops)) for crops in albums]))
-    offset = emphasis * model.start(identity[None])
+    offset = model.gate.nobody + emphasis * model.start(identity[None])
     portraits = []
     for _ in range(photos):
         one_each = torch.stack([crops[torch.randint(len(crops), (), generator=generator)] for crops in albums])
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=3)
     parser.add_argument("--photos", type=int, default=7)
     parser.add_argument("--mixed", type=int, default=3, help="people mixed into one")
-    parser.add_argument("--pixels", type=int, default=24, help="side to which the blends are reduced")
-    parser.add_argument("--emphasis", type=float, default=0.7, help="times the start's offset")
+    parser.add_argument("--pixels", type=int, default=20, help="side to which the blends are reduced")
+    parser.add_argument("--emphasis", type=float, default=0.9, help="times the start's offset")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
