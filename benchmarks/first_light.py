@@ -93,17 +93,18 @@ def targets(rows: list[report.Row]) -> list[Target]:
         ),
     ]
     psnr = row("heavy", "adapt", 5, "psnr")
-    result.append(judged("heavy, 32 steps, 5 photos: PSNR not below generic", psnr, psnr["gain_hi"] >= 0))
+    wish = "heavy, 32 steps, 5 photos: PSNR not below generic (interval allowing)"
+    result.append(judged(wish, psnr, psnr["gain_hi"] >= 0))
     for method, steps in (("start", 0), ("adapt", 32)):
         for metric in ("identity", "psnr"):
             found = row("moderate", method, 5, metric)
             name = "PSNR" if metric == "psnr" else metric
-            wish = f"moderate, {steps} steps, 5 photos: {name} not below generic"
+            wish = f"moderate, {steps} steps, 5 photos: {name} not below generic (interval allowing)"
             result.append(judged(wish, found, found["gain_hi"] >= 0))
     for method, steps in (("wrong-start", 0), ("wrong-adapt", 32)):
         found = row("heavy", method, 5)
-        wish = f"heavy, {steps} steps, a wrong person's 5 photos: no identity gain"
-        result.append(judged(wish, found, found["gain_lo"] <= 0))
+        wish = f"heavy, {steps} steps, a wrong person's 5 photos: no identity gain, upper end at most +0.02"
+        result.append(judged(wish, found, found["gain_hi"] <= 0.02))
     seconds = adapt5["seconds_per_identity"]
     return [*result, Target("adapt, 5 photos, 32 steps: under 20 s", f"{seconds:.1f} s", seconds < 20)]
 

@@ -147,3 +147,26 @@ def test_schedule_warms_up_and_ends_at_its_minimum():
 
 def test_public_names_are_functions_even_after_the_sub_packages_were_imported():
     assert metagpen.adapt is adapt and metagpen.adapt_many is adapt_many
+
+
+def test_a_tensor_released_late_is_corrected_as_new():
+    """As torch.optim.Adam: the count of bias correction is each tensor's own."""
+    ours, early, late = Adam(), torch.zeros(3), torch.zeros(3)
+    theirs = [value.clone().requires_grad_() for value in (early, late)]
+    adam = torch.optim.Adam(theirs, lr=0.1, betas=BETAS, eps=EPS)
+    parameters, generator = {"early": early, "late": late}, torch.Generator().manual_seed(0)
+    for step in range(20):
+        moving = ["early"] if step < 15 else ["early", "late"]
+        gradients = {name: torch.randn(3, generator=generator) for name in moving}
+        parameters |= ours({name: parameters[name] for name in moving}, gradients, dict.fromkeys(moving, 0.1))
+        for name, value in zip(("early", "late"), theirs, strict=True):
+            value.grad = gradients.get(name)
+        adam.step()
+    for name, value in zip(("early", "late"), theirs, strict=True):
+        torch.testing.assert_close(parameters[name], value.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_impossible_settings_of_adapt(tiny_model):
+    photos = torch.zeros(2, 3, 16, 16)
+    with pytest.raises(ConfigError, match="steps"):
+        metagpen.adapt(tiny_model, photos, steps=-5)

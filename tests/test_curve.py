@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ import metagpen
 from metagpen.adaptation import AdaptConfig, adapt
 from metagpen.adaptation.loop import album
 from metagpen.errors import ConfigError, DataError
-from metagpen.evaluate import curve, curve_report, methods, metrics, tasks
+from metagpen.evaluate import curve, curve_report, methods, metrics, protocol, tasks
 from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, shots_curve
 from metagpen.evaluate.engine import named_degradations
 from metagpen.gpen import GPEN
@@ -308,6 +309,7 @@ def test_a_run_that_diverged_is_scored_as_grey(people):
 RUN = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
+from types import SimpleNamespace
 if __name__ == "__main__":
     import test_curve as t
     t.measure(t.People.from_folder({people!r}), folder={folder!r}, workers=2, threads=1)
@@ -552,3 +554,13 @@ def test_the_shipped_configuration_is_valid():
     root = Path(__file__).resolve().parents[1]
     config = CurveConfig.from_yaml(root / "configs" / "curve_128.yml")
     assert config.check() is config
+
+
+def test_a_recogniser_that_trained_the_model_must_say_so():
+    """Found in the card, however many trainings ago."""
+    card = {"recogniser": "embedded", "init": {"init": {"loss_recogniser": "somewhere/scorer.fp16.xml"}}}
+    scorers = {"judge": SimpleNamespace(name="scorer")}
+    with pytest.raises(ConfigError, match="'judge' is also in the losses"):
+        protocol.say_who_is_in_losses(scorers, [], [SimpleNamespace(card=card)])
+    protocol.say_who_is_in_losses({"judge (in losses)": scorers["judge"]}, [], [SimpleNamespace(card=card)])
+    protocol.say_who_is_in_losses({"judge": SimpleNamespace(name="other")}, [], [SimpleNamespace(card=card)])

@@ -469,14 +469,16 @@ def test_contact_sheet_holds_every_tile():
 
 def test_settings_know_what_decides_the_numbers(people):
     config = protocol.EvaluateConfig(data="somewhere/colours", recognisers={"r": "elsewhere/net.ckpt"})
-    model = FakeModel()
-    settings = protocol.settings_of(config, model, people)
-    assert settings["dataset"] == "colours" and settings["recognisers"] == {"r": "net.ckpt"}
+    model, scorers = FakeModel(), {"r": torch.nn.Linear(2, 2)}
+    settings = protocol.settings_of(config, model, people, scorers)
+    assert settings["dataset"] == "colours"
     assert "elsewhere" not in json.dumps(settings), "no path of this machine"
     model.fingerprint = "another"
-    assert protocol.digest(protocol.settings_of(config, model, people)) != protocol.digest(settings)
+    assert protocol.digest(protocol.settings_of(config, model, people, scorers)) != protocol.digest(settings)
     other = config.model_copy(update={"seed": 1})
-    assert protocol.digest(protocol.settings_of(other, FakeModel(), people)) != protocol.digest(settings)
+    assert protocol.digest(protocol.settings_of(other, FakeModel(), people, scorers)) != protocol.digest(settings)
+    other = protocol.settings_of(config, FakeModel(), people, {"r": torch.nn.Linear(2, 2)})
+    assert other != settings, "a recogniser of the same name with other weights"
 
 
 def test_compare_folders(tmp_path, monkeypatch):

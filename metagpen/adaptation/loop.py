@@ -119,8 +119,9 @@ def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int = 
 
     Deterministic for a seed on one machine. Raises PhotoError for no photo, or for one that shows no usable face.
     """
-    config = (config or AdaptConfig()).model_copy(update={"steps": steps, "start": start, "seed": seed,
-                                                             "people_per_batch": 1})
+    given = (config or AdaptConfig()).model_dump()
+    config = AdaptConfig.from_dict({**given, "steps": steps, "start": start, "seed": seed, "people_per_batch": 1},
+                                   source="adapt")
     one = {"": photos}
     return next(iter(adapt_stream(model, one.items(), config, recogniser, critic, progress)))[1]
 
@@ -136,7 +137,7 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSour
     if config.adversarial_steps and critic is None:
         raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
     config = config.for_model(model)
-    recogniser = recogniser or default_recogniser(model, config)
+    recogniser = recogniser.to(model.device) if recogniser else default_recogniser(model, config)
     size = config.people_per_batch or people_that_fit(model, config, recogniser)
     usable = albums(model, people, on_error)
     while group := list(islice(usable, size)):
@@ -216,7 +217,8 @@ def bytes_per_person(model: MetaGPEN, config: AdaptConfig, recogniser: recognise
 def default_recogniser(model: MetaGPEN, config: AdaptConfig) -> recognise.Recogniser | None:
     """The recogniser that the model's start understands; "embedded" for models without one; None if nothing asks."""
     uses_start = config.start and model.start is not None
-    if not (uses_start or (config.steps and (config.identity or config.perceptual))):
+    learns = config.steps or config.adversarial_steps
+    if not (uses_start or (learns and (config.identity or config.perceptual))):
         return None
     return recognise.load(model.card.get("recogniser", "embedded"), device=str(model.device))
 

@@ -52,9 +52,10 @@ def adapt_many(model: MetaGPEN, people: People, steps: int = 32, *, start: bool 
     Returns the store, or without one a dict. A person's result does not depend on who shares the batch, up to float
     rounding.
     """
-    config = (config or AdaptConfig()).model_copy(update={"steps": steps, "start": start, "seed": seed})
+    given = (config or AdaptConfig()).model_dump() | {"steps": steps, "start": start, "seed": seed}
     if batch is not None:
-        config = AdaptConfig.from_dict({**config.model_dump(), "people_per_batch": batch})
+        given["people_per_batch"] = batch
+    config = AdaptConfig.from_dict(given, source="adapt_many")
     if engine not in ENGINES:
         raise ConfigError(f"engine '{engine}' is not known; choose one of {', '.join(ENGINES)}")
     if engine == "ray" and store is None:

@@ -20,23 +20,26 @@ def sgd(parameters: Parameters, gradients: Mapping[str, Tensor], rates: Rates) -
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015) with a rate for each tensor. Elementwise, so people in a batch do not meet."""
+    """Adam (Kingma & Ba 2015) with a rate for each tensor. Elementwise, so people in a batch do not meet.
+
+    Every tensor counts its own steps, as in torch.optim.Adam, so that one which is released late is corrected as new.
+    """
 
     def __init__(self) -> None:
-        self.step = 0
+        self.steps: dict[str, int] = {}
         self.mean: dict[str, Tensor] = {}
         self.square: dict[str, Tensor] = {}
 
     def __call__(self, parameters: Parameters, gradients: Mapping[str, Tensor],
                  rates: Rates) -> Parameters:
-        self.step += 1
         first, second = BETAS
         updated = {}
         for name, value in parameters.items():
             g = gradients[name]
+            t = self.steps[name] = self.steps.get(name, 0) + 1
             m = self.mean[name] = torch.lerp(g, self.mean.get(name, torch.zeros_like(g)), first)
             s = self.square[name] = torch.lerp(g * g, self.square.get(name, torch.zeros_like(g)), second)
-            direction = m / (1 - first**self.step) / ((s / (1 - second**self.step)).sqrt() + EPS)
+            direction = m / (1 - first**t) / ((s / (1 - second**t)).sqrt() + EPS)
             updated[name] = value - rates[name] * direction
         return updated
 

@@ -26,9 +26,10 @@ from metagpen import identities
 from metagpen.adaptation.loop import AdaptConfig, album
 from metagpen.config import Config
 from metagpen.errors import ConfigError, DataError
-from metagpen.evaluate import methods, metrics, protocol, report
+from metagpen.evaluate import methods, metrics, protocol, report, tasks
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
 from metagpen.evaluate.methods import SCHEDULES, Rivals
+from metagpen.evaluate.protocol import IN_LOSSES, say_who_is_in_losses
 from metagpen.evaluate.records import append_line, whole_lines
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, load_support, load_task
 from metagpen.identities import People
@@ -58,7 +59,6 @@ COLUMNS = (
     "queries",
 )
 MEASURED = ("commit", "machine", "threads", "workers", "seconds")  # what may differ when a run is repeated
-IN_LOSSES = "in losses"  # a recogniser that a loss saw must say so in its label
 UNITS, ROWS, SETTINGS = "units.jsonl", "rows.jsonl", "settings.json"
 
 
@@ -346,7 +346,7 @@ def shots_curve(
     models = {"": model, **(meta_models or {})}
     losses = {key: recogniser or methods.recogniser_of(one, settings.adapt) for key, one in models.items()}
     scorers = recognisers if recognisers is not None else {f"embedded ({IN_LOSSES})": embedded()}
-    say_who_is_in_losses(scorers, losses.values())
+    say_who_is_in_losses(scorers, losses.values(), models.values())
     for key, one in models.items():
         if one.size != model.size:
             raise ConfigError(f"meta_models.{key}: works at {one.size} px, the model at {model.size}; sizes must agree")
@@ -405,7 +405,7 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
         "dataset": people.set_name,
         "lpips": lpips is not None,
         "models": {key: one.fingerprint[:12] for key, one in {"": model, **others}.items()},
-        "recognisers": {label: Path(name).name for label, name in config.recognisers.items()},
+        "recognisers": {label: protocol.network_fingerprint(net) for label, net in scorers.items()},
         "code": code_fingerprint(),
     }
     folder = Path(config.work_dir) / protocol.digest(facts)
@@ -475,38 +475,20 @@ def own_photos_apart(people: People, person: str, shots: int, size: int, seed: i
 def measurable(people: People, settings: CurveSettings, size: int) -> People:
     """Those with photos enough for the largest support and the queries under every seed. DataError for nobody."""
 
-    def enough(person: str) -> bool:
-        try:
-            for seed in settings.seeds:
-                draw(people, person, max(settings.shots), size, seed, settings.max_queries, settings.min_queries)
-        except DataError:
-            return False
-        return True
-
-    kept = [person for person in people if enough(person)]
+    shots, queries = max(settings.shots), (settings.max_queries, settings.min_queries)
+    kept = tasks.measurable(people, shots, size, settings.seeds, *queries)
     if not kept:
         raise DataError(
-            f"nobody in {people} has {max(settings.shots)} photos to learn from and {settings.min_queries} "
+            f"nobody in {people} has {shots} photos to learn from and {settings.min_queries} "
             f"more of at least {size} px; lower shots or min_queries"
         )
-    return people.select(kept)
+    return kept
 
 
 def embedded() -> Recogniser:
     from metagpen import recognise
 
     return recognise.load("embedded")
-
-
-def say_who_is_in_losses(scorers: Mapping[str, Any], losses: Iterable[Recogniser | None]) -> None:
-    """Raises ConfigError when a scorer is a recogniser of the losses and its label does not own up to it."""
-    names = {one.name for one in losses if one is not None}
-    for label, net in scorers.items():
-        if getattr(net, "name", None) in names and IN_LOSSES not in label:
-            raise ConfigError(
-                f"recogniser '{label}' is also in the losses, so its figures flatter; score with another "
-                f"one, or say '{label} ({IN_LOSSES})'"
-            )
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -618,8 +600,8 @@ def settings_of(bench: Bench) -> dict[str, Any]:
         "dataset": bench.facts["dataset"],
         "people": sorted(bench.people),
         "models": {key: model.fingerprint[:12] for key, model in bench.models.items()},
-        "losses": {key: net and net.name for key, net in bench.losses.items()},
-        "recognisers": {label: getattr(net, "name", label) for label, net in bench.recognisers.items()},
+        "losses": {key: net and protocol.network_fingerprint(net) for key, net in bench.losses.items()},
+        "recognisers": {label: protocol.network_fingerprint(net) for label, net in bench.recognisers.items()},
         "lpips": bench.lpips is not None,
         "code": code_fingerprint(),
     }

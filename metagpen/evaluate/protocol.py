@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,13 @@ from torch import Tensor
 from metagpen import identities
 from metagpen.config import Config
 from metagpen.errors import ConfigError
-from metagpen.evaluate import metrics, report
+from metagpen.evaluate import metrics, report, tasks
 from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
 from metagpen.evaluate.records import Record, RecordFile
 from metagpen.identities import People
+from metagpen.recognise import Recogniser
+
+IN_LOSSES = "in losses"  # a recogniser that a loss saw must say so in its label
 
 
 class EvaluateConfig(Config):
@@ -65,12 +68,13 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     from metagpen import recognise
 
     model = metagpen.load(config.model) if config.model else metagpen.load()
-    people = load_people(config)
+    people = load_people(config, model.size)
     methods = methods_for(config.methods, config.shots, config.steps)
     degradations = named_degradations(config.degradations)
     recognisers = {label: recognise.load(name) for label, name in config.recognisers.items()}
+    say_who_is_in_losses(recognisers, [], [model])
     lpips = metrics.load_lpips(path=config.lpips_backbone)
-    settings = {**settings_of(config, model, people), "lpips": lpips is not None}
+    settings = {**settings_of(config, model, people, recognisers), "lpips": lpips is not None}
     folder = Path(config.work_dir) / digest(settings)
     report.write_text(folder / "settings.json", json.dumps(settings, indent=1))
     store = RecordFile(folder / "records.jsonl")
@@ -94,31 +98,59 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     return found
 
 
-def load_people(config: EvaluateConfig) -> People:
-    """The people of the config's split with photos enough for support and two queries, at most `max_people`."""
+def load_people(config: EvaluateConfig, size: int) -> People:
+    """The people of the config's split with photos enough for support and two sharp queries, at most `max_people`.
+
+    size: of the model; a query must have been as large (see `tasks.draw`).
+    """
     people = People.from_folder(config.data)
     if config.split_file:
         parts = identities.split(people, file=config.split_file)
         if config.split not in parts:
             raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
         people = parts[config.split]
-    enough = people.min_photos(max(config.shots) + 2)
+    enough = tasks.measurable(people, max(config.shots), size, [config.seed], config.max_queries)
     if not enough:
-        raise ConfigError(f"{config.data}: nobody has the {max(config.shots) + 2} photos that are needed")
+        raise ConfigError(f"{config.data}: nobody has the {max(config.shots) + 2} photos that are needed, two of them "
+                          f"of at least {size} px")
     return enough.select(list(enough)[: config.max_people])
 
+
+def say_who_is_in_losses(scorers: Mapping[str, Any], losses: Iterable[Recogniser | None],
+                         models: Iterable[Any] = ()) -> None:
+    """Raises ConfigError when a scorer is a recogniser of the losses, those that trained the models included (their
+    cards say which), and its label does not own up to it."""
+    names = {one.name for one in losses if one is not None}
+    for model in models:
+        names |= set(recognisers_of_card({"recogniser": "embedded", **getattr(model, "card", {})}))
+    for label, net in scorers.items():
+        if getattr(net, "name", None) in names and IN_LOSSES not in label:
+            raise ConfigError(
+                f"recogniser '{label}' is also in the losses, so its figures flatter; score with another "
+                f"one, or say '{label} ({IN_LOSSES})'"
+            )
+
+
+def recognisers_of_card(card: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the recognisers that a model was trained with, also before its last training."""
+    for key, value in card.items():
+        if isinstance(value, Mapping):
+            yield from recognisers_of_card(value)
+        elif key in ("recogniser", "loss_recogniser") and value:
+            yield Path(value).name.split(".")[0]
 
 # What a config may say without changing any number, or says by a path of this machine.
 NOT_SETTINGS = {"model", "data", "split_file", "work_dir", "output", "progress", "lpips_backbone", "recognisers",
                 "batch_size", "preview", "max_people"}  # fmt: skip
 
 
-def settings_of(config: EvaluateConfig, model: Any, people: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(config: EvaluateConfig, model: Any, people: Mapping[str, Any],
+                recognisers: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides the numbers, without a path of this machine; its digest names the run's folder."""
     return {
         **config.model_dump(exclude=NOT_SETTINGS),
         "dataset": Path(config.data).name,
-        "recognisers": {label: Path(name).name for label, name in config.recognisers.items()},
+        "recognisers": {label: network_fingerprint(net) for label, net in recognisers.items()},
         "people": sorted(people),
         "model": model.fingerprint[:12],
         "code": code_fingerprint(),
@@ -129,13 +161,21 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def network_fingerprint(net: Any) -> str:
+    """A recogniser's name and twelve hex digits of the SHA-256 over its weights, as far as they lie in torch."""
+    state, digest = net.state_dict() if isinstance(net, torch.nn.Module) else {}, hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+    return f"{getattr(net, 'name', 'unnamed')} {digest.hexdigest()[:12]}"
+
+
 def code_fingerprint(*more: str) -> str:
     """Twelve hex digits of the SHA-256 over all source that can change a number: records never outlive their code.
 
     more: names of further files of this package that take part.
     """
     package = Path(__file__).resolve().parents[1]
-    rooms = ("adaptation", "degrade", "faces", "gpen", "identities", "losses", "person", "recognise")
+    rooms = ("adaptation", "degrade", "faces", "gpen", "identities", "losses", "person", "recognise", "restore")
     files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))] + [package / "model.py"]
     files += [package / "evaluate" / name for name in ("engine.py", "metrics.py", "tasks.py", *more)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]

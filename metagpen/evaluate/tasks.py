@@ -95,6 +95,20 @@ def draw(
     return Episode(person, episode.support, sharp[:max_queries])
 
 
+def measurable(people: People, shots: int, size: int, seeds: Sequence[int] = (0,), max_queries: int | None = None,
+               min_queries: int = 2) -> People:
+    """Those who have photos enough for `shots` and the queries under every seed (see `draw`)."""
+    def enough(person: str) -> bool:
+        try:
+            for seed in seeds:
+                draw(people, person, shots, size, seed, max_queries, min_queries)
+        except DataError:
+            return False
+        return True
+
+    return people.select([person for person in people if enough(person)])
+
+
 def load_support(people: People, person: str, shots: int, size: int, seed: int = 0) -> Tensor:
     """The support crops [shots, 3, size, size] of a person."""
     episode = fixed_episode(people, person, shots, seed, largest=shots)

@@ -338,7 +338,7 @@ class FineTune:
     def _save_state(self) -> None:
         state = {"iteration": self.iteration, "seconds": self.seconds, "options": yaml.safe_dump(self._bound()),
                  "photos": self._photos(), "model": self.model.fingerprint, "parameters": self.parameters,
-                 "optimiser": {"step": self.optimiser.step, "mean": self.optimiser.mean,
+                 "optimiser": {"steps": self.optimiser.steps, "mean": self.optimiser.mean,
                                "square": self.optimiser.square}}
         if self.critic is not None:
             state |= {"critic": self.critic.state_dict(), "critic_optimiser": self.critic_optimiser.state_dict()}
