@@ -32,8 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metagpen import recognise
 from metagpen.adaptation import AdaptConfig
-from metagpen.adaptation.loop import Album, Objective, draw, has_bf16, inner_step
+from metagpen.adaptation.loop import Album, Objective, draw, inner_step
 from metagpen.adaptation.optimise import new_optimiser
+from metagpen.devices import has_bf16
 from metagpen.errors import ConfigError, MetagpenError
 from metagpen.evaluate import report
 from metagpen.faces import FFHQ_LANDMARKS

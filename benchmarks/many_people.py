@@ -133,18 +133,18 @@ def serving(model: MetaGPEN, counts: Sequence[int], rounds: int) -> list[measure
 def small_files(model: MetaGPEN, recogniser: recognise.Recogniser, steps: int, most_people: int | None,
                 limits: Sequence[int]) -> list[measure.Row]:
     """What compressing the album's people costs, mean over people of their held-out photos' means."""
-    album, heavy = read_album("own"), named_degradations(["heavy"])["heavy"]
+    album, heavy, judge = read_album("own"), named_degradations(["heavy"])["heavy"], recognise.load()
     found: dict[int | None, list[tuple[float, float, float, int]]] = {limit: [] for limit in (None, *limits)}
     for name in list(album)[:most_people]:
         task = load_task(album, name, SHOTS, model.size, SEED, min_queries=1)
         poor = damage(task, "heavy", heavy, SEED)
         whole = adapt(model, task.support, steps, config=config_of(steps), recogniser=recogniser)
-        truth = recogniser.embed(task.queries, task.landmarks)
+        truth = judge.embed(task.queries, task.landmarks)
         for limit in found:
             person = whole if limit is None else whole.compress(max_bytes=limit * 1024)
-            restored = person.restore_batch(poor)
+            restored = person.restore_batch(poor).cpu()
             found[limit].append((len(person.to_bytes()) / 1024, float(psnr(restored, task.queries).mean()),
-                                 float(cosine(recogniser.embed(restored, task.landmarks), truth).mean()),
+                                 float(cosine(judge.embed(restored, task.landmarks), truth).mean()),
                                  person.spec.tail_rank))
     means = {limit: np.mean(values, axis=0) for limit, values in found.items()}
     return [{"what": "small file", "limit_kilobytes": limit, "people": len(found[limit]), "steps": steps,

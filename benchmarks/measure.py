@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metagpen.devices import synchronise
 from metagpen.evaluate import report
 from metagpen.memory import keep_freed_memory
 
@@ -60,11 +61,6 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, device: torch
     return {name: Seconds.of(values) for name, values in spent.items()}
 
 
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def parser(doc: str) -> argparse.ArgumentParser:
     """The flags that every speed benchmark has."""
     wanted = argparse.ArgumentParser(description=doc.splitlines()[0])
@@ -79,9 +75,15 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def begin(arguments: argparse.Namespace) -> torch.device:
     """Set the process up as the command line does; the device to measure on."""
     keep_freed_memory()
+    exact_float32()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     return torch.device(arguments.device)
+
+
+def exact_float32() -> None:
+    """float32 means float32 on a GPU too, not TF32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def facts(device: torch.device, **settings: Any) -> Row:
@@ -101,7 +103,7 @@ def publish(name: str, arguments: argparse.Namespace, rows: Sequence[Row], about
         return
     path = RESULTS / f"{name}.json"
     measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    measured[arguments.device] = {**about, "rows": [rounded(row) for row in rows]}
+    measured[torch.device(arguments.device).type] = {**about, "rows": [rounded(row) for row in rows]}
     report.write_text(path, json.dumps(measured, indent=1, allow_nan=False) + "\n")
     text = report.replace_between(PAGE.read_text(encoding="utf-8"), *markers(name), both(measured, page))
     report.write_text(PAGE, text)

@@ -33,6 +33,7 @@ import measure
 import torch
 from torch import Tensor
 
+from metagpen.devices import synchronise
 from metagpen.errors import ConfigError, MetagpenError
 from metagpen.evaluate import report
 from metagpen.gpen import GPEN
@@ -118,16 +119,17 @@ def alone(case: dict[str, Any]) -> measure.Row:
     device, model = torch.device(case["device"]), Model(**case["model"])
     if case["threads"]:
         torch.set_num_threads(case["threads"])
+    measure.exact_float32()
     problem = problem_of(model, case["steps"], device)
     warm = problem_of(model, 1, device)
     meta_gradient(case["engine"], warm, case["second_order"])
     before = begin_memory(device)
     seconds = []
     for _ in range(case["repeats"]):
-        measure.synchronise(device)
+        synchronise(device)
         began = time.perf_counter()
         found = meta_gradient(case["engine"], problem, case["second_order"])
-        measure.synchronise(device)
+        synchronise(device)
         seconds.append(time.perf_counter() - began)
     return {"all_seconds": seconds, "bytes": peak_memory(device) - before, "digest": digest(found)}
 

@@ -115,7 +115,7 @@ def device() -> Iterator[Finding]:
 def cpu() -> str:
     import torch
 
-    from .adaptation.loop import has_bf16
+    from .devices import has_bf16
     from .memory import free_memory
 
     where = torch.device("cpu")
@@ -127,7 +127,7 @@ def cpu() -> str:
 def cuda() -> str:
     import torch
 
-    from .adaptation.loop import has_bf16
+    from .devices import has_bf16
 
     if not torch.cuda.is_available():
         return "none: the CPU serves"

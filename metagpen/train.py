@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import degrade, recognise
 from .adaptation.loop import mirror
+from .atomic import whole_file
 from .config import Config
 from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet
@@ -52,6 +54,7 @@ from .model import MetaGPEN
 from .person.start import IdentityStart
 from .tensors import write_tensors
 from .weights import load
+from .workers import finishing
 
 
 class LossWeights(Config):
@@ -191,17 +194,21 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool, cache_dir: Path,
               batch: int = 64) -> Tensor:
-    """Embeddings [N, D] of all packed photos; kept in a file named after the photos and the recogniser."""
+    """Embeddings [N, D] of all packed photos, by the recogniser where it lies; kept in a file named after the photos,
+    the recogniser and the precision."""
     digest = hashlib.sha256(photos.images.numpy().tobytes())
+    digest.update(photos.landmarks.numpy().tobytes() + str(bf16).encode())
     for value in recogniser.state_dict().values():
         digest.update(value.float().cpu().numpy().tobytes())
     file = cache_dir / f"embeddings_{digest.hexdigest()[:20]}.safetensors"
     if file.exists():
         return load_file(file)["embeddings"]
     parts = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    device = next((value.device for value in recogniser.parameters()), torch.device("cpu"))
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for index in torch.arange(len(photos)).split(batch):
-            parts.append(recogniser.embed(photos.batch(index), photos.landmarks[index]))
+            crops, landmarks = photos.batch(index).to(device), photos.landmarks[index].to(device)
+            parts.append(recogniser.embed(crops, landmarks).float().cpu())
     embeddings = torch.cat(parts)
     write_tensors(file, {"embeddings": embeddings})
     return embeddings
@@ -293,6 +300,7 @@ class Trainer:
     def next_stage(self) -> None:
         """Continue from the averaged weights: grow if the next stage is larger, keep the critic where it fits."""
         self.stage_index, self.stage_start = self.stage_index + 1, self.step
+        torch.manual_seed(self.config.seed * 1_000_003 + self.stage_index)  # for new layers, resumed or not
         critic, projected = self.critic, self.projected
         self._install(grow_to(self.average.module, self.stage.size))
         if critic is not None and self.critic is not None:
@@ -367,7 +375,7 @@ class Trainer:
         """The batches from here to the stage's end."""
         rest = range(self.step, self.stage_start + self.stage.steps)
         return iter(DataLoader(Steps(self.batches, self.stage), batch_size=None, sampler=rest,
-                               num_workers=self.config.workers))
+                               num_workers=self.config.workers, generator=torch.Generator().manual_seed(0)))
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         batch = self._to_device(batch)
@@ -441,6 +449,8 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location=self.device)
+        same_run(path, *map(_bound, (json.loads(state["config"]), self.config.model_dump(mode="json")),
+                            [state["stage_index"]] * 2))
         if state["stage_index"] >= len(self.config.stages):
             raise CheckpointError(f"{path}: was written in stage {state['stage_index']}, the configuration has only "
                                   f"{len(self.config.stages)} stages")
@@ -461,6 +471,7 @@ class Trainer:
 
     def run(self, console: Console) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
+        forget_later_steps(self.folder / "log.jsonl", self.step)
         total = sum(stage.steps for stage in self.config.stages)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn())
@@ -471,24 +482,63 @@ class Trainer:
                 if self.step - self.stage_start >= self.stage.steps:
                     if self.stage_index + 1 == len(self.config.stages):
                         break
-                    self.save()
-                    self.next_stage()
-                    upcoming = self.upcoming()
+                    with finishing():
+                        self.save()
+                        self.next_stage()
+                        upcoming = self.upcoming()
+                batch = next(upcoming)
                 began = time.perf_counter()
                 record = {"step": self.step, "size": self.stage.size, "lr": self._lr()}
-                record |= self.train_step(next(upcoming))
-                record["photos_per_second"] = self.stage.batch_size / (time.perf_counter() - began)
-                if self.step % self.config.sheet_every == 0:
-                    record.update(self.watch())
-                    console.print({k: round(v, 4) for k, v in record.items()})
-                log.write(json.dumps(record) + "\n")
-                log.flush()
+                with log_of_step(log, record, self):
+                    with finishing():
+                        record |= self.train_step(batch)
+                        record["photos_per_second"] = self.stage.batch_size / (time.perf_counter() - began)
+                    if self.step % self.config.sheet_every == 0:
+                        record |= self.watch()
+                        console.print({k: round(v, 4) for k, v in record.items()})
                 if self.step % self.config.save_every == 0:
                     self.save()
                 progress.update(bar, completed=self.step, description=f"{self.stage.size} px  "
                                 f"loss {record['l1']:.3f}  {record['photos_per_second']:.0f} photos/s")
         self.save()
         return self.folder / "ema.safetensors"
+
+
+def _bound(config: dict[str, Any], stage: int) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that it goes on with: all that shaped its numbers so far."""
+    free = {"output_dir", "device", "threads", "workers", "card", "save_every", "sheet_every"}
+    stages = [dict(own) for own in config["stages"][:stage + 1]]
+    stages[-1].pop("steps")  # the present one may be made longer, and others follow
+    return {key: value for key, value in {**config, "stages": stages}.items() if key not in free}
+
+
+def same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming the key, when the run that `path` holds was of another configuration."""
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ConfigError(f"{path}: holds a run with {key} = {before.get(key)}, now it is {now.get(key)}; take "
+                              "another output_dir, or the configuration that the run began with")
+
+
+def forget_later_steps(path: Path, step: int) -> None:
+    """Leaves out what a log of JSON Lines says from `step` on: a killed run was further than what it saved."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    with whole_file(path) as temporary:
+        Path(temporary).write_text("".join(kept), encoding="utf-8")
+
+
+@contextmanager
+def log_of_step(log: TextIO, record: dict[str, Any], trainer: Resumable) -> Iterator[None]:
+    """Writes the record of the step that is taken inside, also when watching afterwards is interrupted."""
+    try:
+        yield
+    finally:
+        if trainer.step > record["step"]:
+            log.write(json.dumps(record) + "\n")
+            log.flush()
 
 
 def grow_to(model: MetaGPEN, size: int) -> MetaGPEN:
@@ -517,7 +567,7 @@ def inherit(critic: nn.Module, older: nn.Module) -> None:
 def prepare(config: TrainConfig) -> Trainer:
     """Read and pack the photos, embed them, and build the trainer."""
     parts_of_people = split(load_people(*config.data, layout=config.layout), config.split)
-    recogniser = recognise.load(config.recogniser)
+    recogniser = recognise.load(config.recogniser, device=config.device)
     degradation = degrade.by_name("mixed", **config.degradation)
     parts, cache = {}, Path(config.output_dir) / "cache"
     for name in ("train", "val"):
@@ -525,8 +575,8 @@ def prepare(config: TrainConfig) -> Trainer:
             raise DataError(f"{config.split}: no person of these folders is marked '{name}'")
         photos = pack(parts_of_people[name], config.pack_size, cache, workers=2)
         parts[name] = Batches(photos, embed_all(recogniser, photos, config.bf16, cache), degradation, config)
-    in_losses = recognise.load(config.loss_recogniser) if config.loss_recogniser else recogniser
-    return Trainer(config, parts["train"], parts["val"], recogniser.dim, in_losses.to(config.device))
+    in_losses = recognise.load(config.loss_recogniser, config.device) if config.loss_recogniser else recogniser
+    return Trainer(config, parts["train"], parts["val"], recogniser.dim, in_losses)
 
 
 def train(config: TrainConfig, resume: bool = True) -> Path:

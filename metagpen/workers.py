@@ -1,4 +1,5 @@
-"""Worker processes that leave being interrupted to their parent, and never outlive it."""
+"""Interruptions: of worker processes, which leave them to their parent and never outlive it, and of long work, which
+finishes its step first."""
 
 from __future__ import annotations
 
@@ -35,3 +36,22 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """What is begun inside is finished: a Ctrl-C that comes meanwhile raises KeyboardInterrupt at the end.
+
+    Blocking the signal would not do: another thread, a progress bar's, would take it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set, or run
+        yield
+        return
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        raise KeyboardInterrupt

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.optim.swa_utils import AveragedModel
 
 from metagpen import recognise, train
 from metagpen.errors import ConfigError, DataError
@@ -39,13 +42,11 @@ def config(tmp_path, monkeypatch, tiny_recogniser) -> train.TrainConfig:
 
 
 def losses(config: train.TrainConfig) -> dict[int, tuple]:
-    """By step: what was logged, without timings. A step that was repeated after a kill must be logged alike."""
-    series: dict[int, tuple] = {}
-    for line in (config.output_dir / "log.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        del record["photos_per_second"]
-        assert series.setdefault(record["step"], tuple(record.items())) == tuple(record.items())
-    return series
+    """By step: what was logged, without timings; every step once, in order."""
+    records = [json.loads(line) for line in (config.output_dir / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(len(records)))
+    return {record["step"]: tuple(item for item in record.items() if item[0] != "photos_per_second")
+            for record in records}
 
 
 def test_two_stages_make_a_model_of_the_last_size(config):
@@ -61,6 +62,9 @@ def test_two_stages_make_a_model_of_the_last_size(config):
 
 @pytest.mark.parametrize("killed_at", [2, 3, 4, 5])
 def test_killed_and_resumed_equals_uninterrupted(config, monkeypatch, killed_at):
+    """Three stages: the last one's new layers and critic are drawn after the resume as they would have been."""
+    first, last = config.stages
+    config = config.model_copy(update={"stages": [first, first.model_copy(update={"steps": 2}), last]})
     whole = config.model_copy(update={"output_dir": config.output_dir.with_name("whole")})
     reference = MetaGPEN.from_file(train.train(whole)).state_dict()
 
@@ -81,6 +85,38 @@ def test_killed_and_resumed_equals_uninterrupted(config, monkeypatch, killed_at)
     resumed = MetaGPEN.from_file(train.train(config)).state_dict()
     assert losses(config) == losses(whole)
     assert all(torch.equal(resumed[name], value) for name, value in reference.items())
+
+
+def test_an_interrupted_step_is_finished_first(config, monkeypatch):
+    """Ctrl-C while weights have moved and the counter has not: what is saved must be one or the other."""
+    whole = config.model_copy(update={"output_dir": config.output_dir.with_name("whole")})
+    reference = MetaGPEN.from_file(train.train(whole)).state_dict()
+    update, calls = AveragedModel.update_parameters, []
+
+    def interrupted(average, model):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(average, model)
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    assert len(losses(config)) == 3, "the step that was finished is in the log"
+    resumed = MetaGPEN.from_file(train.train(config)).state_dict()
+    assert losses(config) == losses(whole)
+    assert all(torch.equal(resumed[name], value) for name, value in reference.items())
+
+
+def test_another_configuration_does_not_go_on(config):
+    train.train(config.model_copy(update={"stages": config.stages[:1]}))
+    with pytest.raises(ConfigError, match="holds a run with seed = 0, now it is 1"):
+        train.train(config.model_copy(update={"seed": 1}))
+    changed = config.stages[0].model_copy(update={"lr": 1e-4})
+    with pytest.raises(ConfigError, match="stages"):
+        train.train(config.model_copy(update={"stages": [changed, config.stages[1]]}))
+    train.train(config.model_copy(update={"sheet_every": 2}))  # a further stage, watched more often
+    assert len(losses(config)) == 7
 
 
 def test_beginning_from_a_model_grows_it(config, tmp_path):

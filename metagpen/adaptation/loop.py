@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import degrade, recognise
 from ..config import Config
+from ..devices import has_bf16, synchronise
 from ..errors import ConfigError, MetagpenError, PhotoError
 from ..faces import FFHQ_LANDMARKS, single_face, to_tensor
 from ..faces.photo import PhotoSource
@@ -117,7 +118,8 @@ def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int = 
     config: everything else; `steps`, `start` and `seed` given here win. recogniser: for start and losses; default
     the one that the model's start was trained with. critic: the discriminator of stage 2, never changed.
 
-    Deterministic for a seed on one machine. Raises PhotoError for no photo, or for one that shows no usable face.
+    Deterministic for a seed on one machine's CPU, on a GPU up to the order of its sums. Raises PhotoError for no photo,
+    or for one that shows no usable face.
     """
     given = (config or AdaptConfig()).model_dump()
     config = AdaptConfig.from_dict({**given, "steps": steps, "start": start, "seed": seed, "people_per_batch": 1},
@@ -168,6 +170,7 @@ def learn_group(model: MetaGPEN, group: Sequence[tuple[str, Album]], config: Ada
     parameters = learn(model, own, config, recogniser, identities, progress)
     if config.adversarial_steps:
         parameters = adversarial.refine(model, own, parameters, config, recogniser, critic)
+    synchronise(model.device)
     seconds = (time.perf_counter() - began) / len(group)
     for i, (name, photos) in enumerate(group):
         mine = {key: value[i:i + 1].half().float() for key, value in parameters.items()}  # as its file will hold it
@@ -331,7 +334,8 @@ def mirror(landmarks: Tensor, size: int) -> Tensor:
 class Objective:
     """What a step minimises: reconstruction, perceptual and identity terms of the support, and staying near the start.
 
-    The latent norm is measured from where the person started, so that it never pulls a face back to nobody.
+    The latent norm is measured from `origin`, where the person started (in stage 2, where stage 1 ended), so that it
+    never pulls a face back to nobody.
     """
 
     def __init__(self, model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None,
@@ -365,10 +369,3 @@ class Objective:
 
     def __call__(self, parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
         return self.terms(parameters, self.restore(parameters, poor), truth, poor, landmarks)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions are native: on CPUs without it they run, but slower than float32."""
-    if device.type == "cpu":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -29,7 +29,7 @@ class Worker:
 
     def __init__(self, model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None, where: str,
                  options: dict[str, Any], device: str):
-        self.model, self.config, self.recogniser = model.to(device), config, recogniser
+        self.model, self.config, self.recogniser = model.to(device), config, recogniser  # moved by `adapt_stream`
         self.store = PersonStore(where, self.model, cache=0, options=options)
 
     def learn(self, group: Group) -> Answer:

@@ -40,6 +40,7 @@ from metagpen.adaptation.loop import (
 )
 from metagpen.adaptation.optimise import new_optimiser, warmup_cosine
 from metagpen.config import Config
+from metagpen.devices import synchronise
 from metagpen.errors import ConfigError
 from metagpen.evaluate import report
 from metagpen.gpen import GPEN
@@ -203,6 +204,7 @@ def trajectory(build: Callable[[Lesson], Learner], lesson: Lesson, stops: Sequen
     generator = torch.Generator().manual_seed(config.seed + 1)
     for step in range(stops[-1] + 1):
         if step in stops:
+            synchronise(lesson.model.device)
             seconds = time.perf_counter() - began
             yield Checkpoint(step, seconds, partial(learner.restore, parameters))
             began = time.perf_counter() - seconds

@@ -137,8 +137,10 @@ def sharpness(restored: Tensor, truth: Tensor) -> Tensor:
 
 @torch.no_grad()
 def embeddings(recogniser: Embedder, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
-    """Identity embeddings [B, dim] of images [B, 3, H, W], clamped to the range of a file."""
-    return recogniser.embed(images.float().clamp(-1, 1), landmarks)
+    """Identity embeddings [B, dim] of images [B, 3, H, W], clamped to the range of a file; on the images' device."""
+    own = next(recogniser.parameters(), images) if isinstance(recogniser, torch.nn.Module) else images
+    landmarks = landmarks if landmarks is None else landmarks.to(own.device)
+    return recogniser.embed(images.to(own.device).float().clamp(-1, 1), landmarks).to(images.device)
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:

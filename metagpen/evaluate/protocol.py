@@ -44,6 +44,7 @@ class EvaluateConfig(Config):
     max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
     max_queries: int | None = Field(None, ge=2, description="at most so many queries per person; none: all")
     batch_size: int = Field(16, ge=1)
+    device: str = Field("cpu", description="where people are learned and photos restored; scoring stays on the CPU")
     lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
     work_dir: str = Field("runs/evaluate", description="records and previews, for continuing an interrupted run")
     output: str | None = Field(None, description="JSON file for the rows")
@@ -67,7 +68,7 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     import metagpen
     from metagpen import recognise
 
-    model = metagpen.load(config.model) if config.model else metagpen.load()
+    model = metagpen.load(config.model or "embedded", device=config.device)
     people = load_people(config, model.size)
     methods = methods_for(config.methods, config.shots, config.steps)
     degradations = named_degradations(config.degradations)

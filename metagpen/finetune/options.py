@@ -114,6 +114,7 @@ class Losses(Config):
 
     l1: float = DEFAULTS.l1
     gradient: float = DEFAULTS.gradient
+    chroma: float = DEFAULTS.chroma
     perceptual: float = DEFAULTS.perceptual
     identity: float = DEFAULTS.identity
     latent_norm: float = DEFAULTS.latent_norm

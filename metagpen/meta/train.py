@@ -36,9 +36,14 @@ from ..identities import PackedPhotos, People, load_people, pack, split
 from ..model import MetaGPEN
 from ..person import mean_identity
 from ..person.rule import InnerRule, RuleConfig
-from ..train import ema_with_warmup, embed_all, run_or_go_on, scheduled
+from ..train import ema_with_warmup, embed_all, forget_later_steps, log_of_step, run_or_go_on, same_run, scheduled
 from ..weights import load
+from ..workers import finishing
 from . import ENGINES, OUTER_LOOPS, Problem, Progress
+
+# What a resumed run may have otherwise: nothing that shaped its numbers so far.
+FREE_TO_CHANGE = {"output_dir", "device", "threads", "card", "save_every", "validate_every", "validate_people",
+                  "validate_queries", "validate_steps", "validate_degradations", "scorer", "meta_steps"}
 
 
 class OuterLoss(Config):
@@ -121,7 +126,7 @@ class Trainer:
         self.config, self.data = config, data
         self.recogniser, self.in_losses, self.scorer = recogniser, in_losses, scorer
         self.folder, self.device = Path(config.output_dir), torch.device(config.device)
-        self.rank, self.world = process_of_run()
+        self.rank, self.world = process_of_run(config.device)
         self.loop, self.engine = choose(OUTER_LOOPS, "loop", config.loop), choose(ENGINES, "engine", config.engine)
         self.step, self.best = 0, float("-inf")
         self.model = self._with_rule(model).to(self.device)
@@ -146,20 +151,20 @@ class Trainer:
             rule.load_state_dict(model.rule.state_dict())
         card = {**model.card, **config.card, "meta": {
             "loop": config.loop, "first_order": config.first_order, "inner_steps": config.inner.steps,
-            "people": len(self.data.photos.names), "photos": len(self.data.photos)}}
+            "people": len(self.data.photos.names), "photos": len(self.data.photos),
+            "loss_recogniser": self.in_losses.name}}
         return MetaGPEN(model.gpen, model.start, card, rule).requires_grad_(False)
 
     def _eligible(self) -> list[tuple[Tensor, Tensor]]:
         """Of everybody who can be an episode: all photos, and those that may be queries."""
         config, photos = self.config, self.data.photos
-        least, most = config.shots
+        least = config.shots[0]
         for name, (low, high) in {"shots": config.shots, "unroll": config.unroll or (1, 1)}.items():
             if not 1 <= low <= high:
                 raise ConfigError(f"{name}: {[low, high]} is no range; give [smallest, largest] from 1 up")
         sharp = photos.source_side.nan_to_num(nan=float("inf")) >= config.min_query_side
-        found = []
-        for person in range(len(photos.names)):
-            own = torch.nonzero(photos.person == person).flatten()
+        found, order = [], torch.argsort(photos.person, stable=True)
+        for own in order.split(torch.bincount(photos.person, minlength=len(photos.names)).tolist()):
             queries = own[sharp[own]]
             if len(queries) and len(own) >= least + 1:
                 found.append((own, queries))
@@ -202,7 +207,7 @@ class Trainer:
         config, photos = self.config, self.data.photos
         albums, generators, identities, query = [], [], [], []
         outer = outer_config(config)
-        inner_objective = Objective(self.model, config.inner, self.in_losses, None)
+        inner_objective = Objective(self.model, config.inner, self.recogniser, None)  # as whoever adapts will have it
         for place in range(self.rank * config.people, (self.rank + 1) * config.people):
             generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 65_537 + place)
             own, may_be_query = self.places[int(torch.randint(len(self.places), (), generator=generator))]
@@ -294,9 +299,8 @@ class Trainer:
         model._fingerprint = None
         shots, figures, rows = config.shots[1], {}, []
         degradations = named_degradations(config.validate_degradations)
-        people = self.data.watched.min_photos(shots + 2)
-        for name in list(people)[:config.validate_people]:
-            task = tasks.load_task(people, name, shots, model.size, config.seed, config.validate_queries)
+        for name in list(self.data.watched)[:config.validate_people]:
+            task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries)
             truth = self._embed(task.queries, task.landmarks)
             persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=config.inner,
                                     recogniser=self.recogniser) for steps in self.validate_steps}
@@ -314,8 +318,6 @@ class Trainer:
                         figures.setdefault(f"{kind}_{metric}_gain_{steps}", []).append(value)
                 columns = {"input": poor.cpu(), **outputs, "truth": task.queries}
                 rows.append([(label, to_pil(images[0])) for label, images in columns.items()])
-        if not rows:
-            raise DataError(f"validation: no person marked val has {shots + 2} photos; lower shots or add photos")
         contact_sheet(rows).save(self.folder / f"sheet_{self.step:06d}.png")
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
@@ -342,6 +344,8 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location=self.device)
+        same_run(path, *({key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
+                         for config in (json.loads(state["config"]), self.config.model_dump(mode="json"))))
         mine = {name: value for own in self.groups.values() for name, value in own.items()}
         if mine.keys() != state["learned"].keys():
             raise CheckpointError(f"{path}: learned other weights than this configuration does; take another "
@@ -359,6 +363,7 @@ class Trainer:
     def run(self, console: Console) -> Path:
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
+        forget_later_steps(self.folder / f"log{self.rank or ''}.jsonl", self.step)
         board = tensorboard(self.folder) if self.rank == 0 else None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn())
@@ -366,14 +371,15 @@ class Trainer:
               (self.folder / f"log{self.rank or ''}.jsonl").open("a") as log):
             bar = progress.add_task("meta-train", total=config.meta_steps, completed=self.step)
             while self.step < config.meta_steps:
-                record = self.train_step()
-                last = self.step == config.meta_steps
-                if self.rank == 0 and (self.step % config.validate_every == 0 or last):
-                    record |= self.validate()
-                    console.print({name: round(value, 4) for name, value in record.items()})
-                    self._keep_best(record)
-                log.write(json.dumps(record) + "\n")
-                log.flush()
+                record = {"step": self.step}
+                with log_of_step(log, record, self):
+                    with finishing():
+                        record |= self.train_step()
+                    last = self.step == config.meta_steps
+                    if self.rank == 0 and (self.step % config.validate_every == 0 or last):
+                        record |= self.validate()
+                        console.print({name: round(value, 4) for name, value in record.items()})
+                        self._keep_best(record)
                 for name, value in record.items() if board else ():
                     board.add_scalar(name, value, self.step)
                 if self.step % config.save_every == 0 or last:
@@ -401,12 +407,18 @@ def choose(table: dict[str, Any], key: str, name: str) -> Any:
     return table[name]
 
 
-def process_of_run() -> tuple[int, int]:
-    """(rank, processes) under torchrun, joining its group (nccl on CUDA, gloo otherwise); (0, 1) without it."""
+def process_of_run(device: str) -> tuple[int, int]:
+    """(rank, processes) under torchrun, joining its group; (0, 1) without it.
+
+    device: of the run. With "cuda" every process takes the GPU of its place on the machine, and they speak nccl.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -426,7 +438,7 @@ def tensorboard(folder: Path) -> Any:
 
 def prepare(config: MetaConfig) -> Trainer:
     """Read the people and the base, and check that they fit, before anything long begins."""
-    process_of_run()
+    process_of_run(config.device)
     model = load(config.base, device=config.device)
     name = model.card.get("recogniser", "embedded")
     recogniser = recognise.load(name, device=config.device)
@@ -441,17 +453,22 @@ def prepare(config: MetaConfig) -> Trainer:
     photos = pack(parts["train"], config.pack_size or model.size, cache, workers=2)
     if photos.size != model.size:
         raise ConfigError(f"pack_size: the base restores {model.size} px, not {photos.size}")
-    data = Data(photos, embed_all(recogniser, photos, config.inner.bf16, cache), parts["val"])
+    watched = tasks.measurable(parts["val"], config.shots[1], model.size, [config.seed], config.validate_queries)
+    data = Data(photos, embed_all(recogniser, photos, config.inner.bf16, cache), watched)
     in_losses = recognise.load(config.loss_recogniser, device=config.device) if config.loss_recogniser else recogniser
     scorer = recognise.load(config.scorer, device=config.device) if config.scorer else recogniser
-    return Trainer(config, data, model, recogniser, in_losses, scorer)
+    trainer = Trainer(config, data, model, recogniser, in_losses, scorer)
+    if not watched:
+        raise DataError(f"validation: no person marked val has {config.shots[1]} photos to learn from and two more of "
+                        f"{model.size} native px; lower shots or add photos")
+    return trainer
 
 
 def meta_train(config: MetaConfig, resume: bool = True) -> Path:
     """Run the outer loop, resuming `output_dir/last.pt` if there is one; returns the path of the averaged model."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    console = Console(quiet=process_of_run()[0] > 0)
+    console = Console(quiet=process_of_run(config.device)[0] > 0)
     path = run_or_go_on(prepare(config), console, resume)
     console.print(f"done: {path}; best.safetensors, contact sheets and log.jsonl beside it")
     return path

@@ -49,7 +49,11 @@ def warp(images: Tensor, landmarks: Tensor, template: Tensor, size: tuple[int, i
     output; size: (height, width) of the output. Returns [B, 3, height, width] in the range of `images`,
     float32, differentiable in the images. Outside the crop the border pixel is repeated.
     """
-    images, landmarks = images.float(), landmarks.float()
+    with torch.autocast(images.device.type, enabled=False):  # in bfloat16 points would move by half a pixel
+        return _warp(images.float(), landmarks.float(), template, size)
+
+
+def _warp(images: Tensor, landmarks: Tensor, template: Tensor, size: tuple[int, int]) -> Tensor:
     inverse = similarity(template.to(landmarks).expand(len(landmarks), -1, -1), landmarks)
     # Where the output is coarser than the input, sample finer and average, or fine detail would alias.
     finer = math.ceil(inverse[:, :, 0].norm(dim=1).max().item() - 1e-3)

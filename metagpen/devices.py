@@ -1,0 +1,18 @@
+"""What a device can do, and waiting for it."""
+
+from __future__ import annotations
+
+import torch
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions are native: where they are not they run, but slower than float32."""
+    if device.type == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def synchronise(device: torch.device) -> None:
+    """Returns when the device has done all that it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
