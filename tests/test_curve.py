@@ -438,7 +438,7 @@ def test_impossible_settings_are_named(people):
 def test_run_curve_from_a_configuration(folder, tmp_path, monkeypatch):
     from metagpen import recognise
 
-    monkeypatch.setattr(metagpen, "load", lambda name: tiny(), raising=False)
+    monkeypatch.setattr(metagpen, "load", lambda *_, **__: tiny(), raising=False)
     monkeypatch.setattr(recognise, "load", lambda name, device=None: recogniser(str(name)))
     config = CurveConfig(
         **{**SMALL.model_dump(), "methods": ["generic", "start"]}, data=str(folder), recognisers={"r": "elsewhere/net"},

@@ -510,7 +510,7 @@ def test_run_evaluate_from_a_config_and_again(people, tmp_path, monkeypatch):
 
     folder = next(iter(people["a"])).path.parent.parent
     adapt = FakeAdapt()
-    monkeypatch.setattr(metagpen, "load", lambda *_: FakeModel(), raising=False)
+    monkeypatch.setattr(metagpen, "load", lambda *_, **__: FakeModel(), raising=False)
     monkeypatch.setattr(recognise, "load", lambda name: Means())
     monkeypatch.setitem(sys.modules, "metagpen.adaptation", types.SimpleNamespace(adapt=adapt))
     monkeypatch.setattr(protocol, "named_degradations", lambda names: {name: noisy for name in names})

@@ -15,7 +15,7 @@ from torch import nn
 
 from metagpen import recognise
 from metagpen.adaptation import AdaptConfig, adapt
-from metagpen.errors import CheckpointError, ConfigError, DataError
+from metagpen.errors import ConfigError, DataError
 from metagpen.gpen import GPEN
 from metagpen.meta import ENGINES, OUTER_LOOPS
 from metagpen.meta import train as meta

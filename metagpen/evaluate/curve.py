@@ -154,6 +154,7 @@ class CurveConfig(CurveSettings):
     lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
     max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
     batch_size: int = Field(16, ge=1, description="restored photos at a time; changes no number")
+    device: str = Field("cpu", description="where people are learned and photos restored; scoring stays on the CPU")
     workers: int = Field(1, ge=1, description="processes; people are shared among them")
     threads: int | None = Field(None, ge=1, description="of torch, per process; none: all cores, shared")
     show: list[str] = Field(
@@ -393,8 +394,8 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
     from metagpen import recognise
 
     config.check()
-    model = metagpen.load(config.model)
-    others = {key: metagpen.load(path) for key, path in config.meta_models.items()}
+    model = metagpen.load(config.model, device=config.device)
+    others = {key: metagpen.load(path, device=config.device) for key, path in config.meta_models.items()}
     people, trained = load_people(config)
     scorers = {label: recognise.load(name) for label, name in config.recognisers.items()}
     lpips = metrics.load_lpips(path=config.lpips_backbone)
@@ -403,6 +404,7 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
         **settings.model_dump(),
         "people": sorted(people),
         "dataset": people.set_name,
+        "device": torch.device(config.device).type,
         "lpips": lpips is not None,
         "models": {key: one.fingerprint[:12] for key, one in {"": model, **others}.items()},
         "recognisers": {label: protocol.network_fingerprint(net) for label, net in scorers.items()},
