@@ -13,6 +13,8 @@ from metagpen.adaptation.loop import Objective, draw, mirror
 from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd, warmup_cosine
 from metagpen.errors import ConfigError, PhotoError
 from metagpen.gpen.discriminator import Discriminator
+from metagpen.person import AdapterSpec
+from metagpen.person.rule import InnerRule, RuleConfig
 
 FAST = AdaptConfig(batch_size=4, degradation={"heavy": {"face_px": [4, 8]}}, tail_blocks=1, tail_rank=2, bf16=False,
                    lr_latent=0.03, lr_tail=0.01)
@@ -170,3 +172,14 @@ def test_impossible_settings_of_adapt(tiny_model):
     photos = torch.zeros(2, 3, 16, 16)
     with pytest.raises(ConfigError, match="steps"):
         metagpen.adapt(tiny_model, photos, steps=-5)
+
+
+def test_what_a_learned_rule_decides_cannot_be_given_beside_it(tiny_model):
+    photos, wish = torch.zeros(2, 3, 16, 16), AdaptConfig(lr_latent=0.1, tail_rank=2)
+    tiny_model.rule = InnerRule(tiny_model.gpen, AdapterSpec(1, 2), RuleConfig(steps=2), 0.02, 0.02)
+    for learn in (lambda: adapt(tiny_model, photos, config=wish),
+                  lambda: adapt_many(tiny_model, {"a": photos}, 0, config=wish)):
+        with pytest.raises(ConfigError, match="lr_latent, tail_rank: of no effect.*rule=False"):
+            learn()
+    free = adapt(tiny_model, photos, 0, start=False, config=AdaptConfig(tail_rank=2, tail_blocks=1, rule=False))
+    assert free.spec.tail_rank == 2 and "steps=0" in repr(free) and len(repr(free)) < 120

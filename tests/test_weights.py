@@ -8,6 +8,7 @@ import metagpen
 from metagpen.errors import CheckpointError
 from metagpen.gpen import GPEN
 from metagpen.model import MetaGPEN
+from metagpen.person import Person
 from metagpen.weights import available, gpen_from_state, read_state
 from metagpen.weights.files import infer_arguments
 
@@ -120,3 +121,11 @@ def test_changed_download_is_refused_and_offline_is_explained(tmp_path, monkeypa
     (tmp_path / "GPEN-BFR-256.pth.sha256").write_text("0" * 64)
     with pytest.raises(CheckpointError, match="has changed"):
         catalogue.fetch("gpen-bfr-256")
+
+
+def test_a_person_file_is_no_model(tiny_model, tmp_path):
+    file = Person.generic(tiny_model).save(tmp_path / "ada.safetensors")
+    with pytest.raises(CheckpointError, match="a Person file.*--person"):
+        metagpen.load(file)
+    with pytest.raises(CheckpointError, match="a folder, not a Person file.*--store"):
+        Person.load(tmp_path, tiny_model)

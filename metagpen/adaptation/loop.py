@@ -30,6 +30,10 @@ from .optimise import Optimiser, new_optimiser, warmup_cosine
 OnError = Callable[[str, Exception], None]
 
 
+DECIDED_BY_RULE = {"optimiser", "lr_latent", "lr_tail", "warmup", "eta_min", "tail_blocks", "tail_rank", "latent_rank"}
+"""Settings in whose place a model's learned inner rule stands."""
+
+
 class AdaptConfig(Config):
     """How a person is learned. Rates are per kind of tensor; the defaults were checked on four training people only.
 
@@ -64,6 +68,13 @@ class AdaptConfig(Config):
     adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
     adversarial: float = 0.02
     lr_critic: float = 1e-3
+
+    def check_rule(self, model: MetaGPEN) -> None:
+        """Raises ConfigError for settings that were given although the model's learned rule decides them."""
+        idle = sorted(DECIDED_BY_RULE & self.model_fields_set)
+        if self.rule and model.rule is not None and idle:
+            raise ConfigError(f"{', '.join(idle)}: of no effect, because the model's learned rule decides it; give "
+                              "rule=False (-s rule=false) beside it, or leave it out")
 
     @property
     def spec(self) -> AdapterSpec:
@@ -115,15 +126,18 @@ def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int = 
 
     photos: paths, PIL images, arrays, or tensors; tensors [3, S, S] in [-1, 1] count as aligned crops. steps: gradient
     steps after the identity-conditioned start (0: the start alone; models without one begin at zero). start: use it.
-    config: everything else; `steps`, `start` and `seed` given here win. recogniser: for start and losses; default
-    the one that the model's start was trained with. critic: the discriminator of stage 2, never changed.
+    config: everything else; `steps`, `start` and `seed` given here win. Where the model has a learned rule (the
+    embedded one has) that decides rates, optimiser and the adapter's shape, unless `config.rule` is False.
+    recogniser: for start and losses; default the one that the model's start was trained with. critic: the discriminator
+    of stage 2, never changed.
 
     Deterministic for a seed on one machine's CPU, on a GPU up to the order of its sums. Raises PhotoError for no photo,
     or for one that shows no usable face.
     """
-    given = (config or AdaptConfig()).model_dump()
+    given = (config or AdaptConfig()).model_dump(exclude_unset=True)
     config = AdaptConfig.from_dict({**given, "steps": steps, "start": start, "seed": seed, "people_per_batch": 1},
                                    source="adapt")
+    config.check_rule(model)
     one = {"": photos}
     return next(iter(adapt_stream(model, one.items(), config, recogniser, critic, progress)))[1]
 
@@ -179,7 +193,8 @@ def learn_group(model: MetaGPEN, group: Sequence[tuple[str, Album]], config: Ada
             yield name, Person(model, config.spec, mine, describe(model, config, recogniser, len(photos), seconds),
                                template)
             continue
-        error = ConfigError(f"learning '{name}' diverged (numbers that are not finite); lower lr_latent and lr_tail")
+        cure = "with rule=False and lower lr_latent and lr_tail" if config.rule else "with lower lr_latent and lr_tail"
+        error = ConfigError(f"learning '{name}' diverged (numbers that are not finite); try again {cure}")
         if on_error is None:
             raise error
         on_error(name, error)
@@ -263,7 +278,7 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     optimiser = new_optimiser(config.optimiser)
     columns = (TextColumn("adapting"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
                TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
+    with Progress(*columns, disable=not (progress and config.steps)) as bar:
         task = bar.add_task("", total=config.steps, loss=float("nan"))
         for step in range(config.steps):
             support = draw(albums, objective.degradation, config, batches)

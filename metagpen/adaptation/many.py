@@ -52,16 +52,21 @@ def adapt_many(model: MetaGPEN, people: People, steps: int = 32, *, start: bool 
     Returns the store, or without one a dict. A person's result does not depend on who shares the batch, up to float
     rounding.
     """
-    given = (config or AdaptConfig()).model_dump() | {"steps": steps, "start": start, "seed": seed}
+    given = (config or AdaptConfig()).model_dump(exclude_unset=True) | {"steps": steps, "start": start, "seed": seed}
     if batch is not None:
         given["people_per_batch"] = batch
     config = AdaptConfig.from_dict(given, source="adapt_many")
+    config.check_rule(model)
     if engine not in ENGINES:
         raise ConfigError(f"engine '{engine}' is not known; choose one of {', '.join(ENGINES)}")
     if engine == "ray" and store is None:
         raise ConfigError("the Ray engine writes people into a store; give it one: store=PersonStore(folder, model)")
     if workers is not None and engine != "ray":
         raise ConfigError("workers are those of the Ray engine; add engine='ray', or leave them out")
+    if engine == "ray":
+        from .on_ray import learn_on_ray, ray_module
+
+        ray_module()  # before the store is given settings, which would bind it
     if store is not None:
         keep_settings(store, config, recogniser)
     result: MutableMapping[str, Person] = {} if store is None else store
@@ -75,8 +80,6 @@ def adapt_many(model: MetaGPEN, people: People, steps: int = 32, *, start: bool 
         report = failed if on_error else None
         waiting = to_do(people, store, report, lambda: bar.update(task, advance=1))
         if engine == "ray":
-            from .on_ray import learn_on_ray
-
             finished = learn_on_ray(model, waiting, config, recogniser, store, report, workers)
         else:
             finished = learn_here(model, waiting, config, recogniser, result, report)

@@ -7,6 +7,7 @@ machine can change an input.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,12 @@ def measurable(people: People, shots: int, size: int, seeds: Sequence[int] = (0,
             return False
         return True
 
-    return people.select([person for person in people if enough(person)])
+    kept = [person for person in people if enough(person)]
+    if kept and (lost := sorted(set(people) - set(kept))):
+        some = ", ".join(lost[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
+        warnings.warn(f"{len(kept)} of {len(people)} people can be measured; left out, for too few photos of {size} px "
+                      f"or more: {some}", stacklevel=2)
+    return people.select(kept)
 
 
 def load_support(people: People, person: str, shots: int, size: int, seed: int = 0) -> Tensor:

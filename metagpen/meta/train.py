@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .. import recognise
 from ..adaptation import AdaptConfig, adapt
-from ..adaptation.loop import Album, Objective, draw
+from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw
 from ..config import Config
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
@@ -298,11 +298,12 @@ class Trainer:
         config, model = self.config, self.average.module
         model._fingerprint = None
         shots, figures, rows = config.shots[1], {}, []
+        followed = AdaptConfig(**config.inner.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
         degradations = named_degradations(config.validate_degradations)
         for name in list(self.data.watched)[:config.validate_people]:
             task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries)
             truth = self._embed(task.queries, task.landmarks)
-            persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=config.inner,
+            persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=followed,
                                     recogniser=self.recogniser) for steps in self.validate_steps}
             for kind, degradation in degradations.items():
                 poor = tasks.damage(task, kind, degradation, config.seed).to(self.device)

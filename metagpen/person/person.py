@@ -23,7 +23,7 @@ FORMAT = "metagpen-person-1"
 TEMPLATE = "recogniser.template"  # its name in the file, beside the parameters
 
 
-@dataclass
+@dataclass(repr=False)
 class Person:
     """One person's adapter on a model that many people share.
 
@@ -37,6 +37,11 @@ class Person:
     parameters: Parameters
     metadata: dict[str, Any] = field(default_factory=dict)
     template: Tensor | None = None
+
+    def __repr__(self) -> str:
+        count = sum(value.numel() for value in self.parameters.values())
+        return (f"Person({count:,} numbers on a {self.model.size} px model, shots={self.metadata.get('shots')}, "
+                f"steps={self.metadata.get('steps')})")
 
     @classmethod
     def generic(cls, model: MetaGPEN) -> Person:
@@ -96,6 +101,9 @@ class Person:
     @classmethod
     def load(cls, path: str | Path, model: MetaGPEN) -> Person:
         """Read a Person for `model`. Raises CheckpointError for a damaged file or one made on another model."""
+        if Path(path).is_dir():
+            raise CheckpointError(f"{path}: a folder, not a Person file; a store of many is opened with --store, or "
+                                  "PersonStore(folder, model)")
         if not Path(path).is_file():
             raise CheckpointError(f"{path}: no such Person file")
         return cls.from_bytes(Path(path).read_bytes(), model, str(path))

@@ -64,7 +64,8 @@ class FoundFace:
         if self.person is None:
             known = "stranger" if self.legible else "stranger, or too degraded to tell"
             return known + (f" (nearest{cosine})" if cosine else "")
-        return f"{self.person}{cosine}"
+        unsure = self.cosine is not None and too_far(self.cosine) and not self.legible
+        return f"{self.person}{cosine}" + (" (too degraded to tell, or somebody else)" if unsure else "")
 
 
 @dataclass(frozen=True)
