@@ -5,6 +5,7 @@ photos each in one studio; lisa seven). Photos come from `$METAGPEN_SHARED`, or 
 repository. Faces are recognised by the embedded recogniser, as `metagpen album` does it. Minutes on one core.
 
     python benchmarks/album_thresholds.py    # writes benchmarks/results/album_thresholds.json, tables in docs/album.md
+    python benchmarks/album_thresholds.py divided   # only the albums of two people; the other figures stay
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from metagpen import degrade, recognise
 from metagpen.check import limits, measures
-from metagpen.check.agree import most_typical
+from metagpen.check.agree import cosine_to_others, groups, is_divided, most_typical
 from metagpen.errors import MetagpenError, PhotoError
 from metagpen.evaluate.report import replace_between, table
 from metagpen.evaluate.tasks import generator_of, load_crop
@@ -44,6 +45,7 @@ OTHERS = (1, 2, 3, 4, 5, 7)  # photos in the mean that a face is compared with
 DRAWS = 20  # of a photo and its others, per person
 SIDES = (96, 64, 48, 32, 16, 10)
 YAWS = (0, 15, 30, 45, 90)
+ALBUMS = ((5, 0), (8, 0), (14, 0), (3, 3), (5, 5), (7, 7), (5, 1), (6, 2), (9, 5))  # photos of one, of another person
 PER_PERSON = 2  # photos of each val person that are covered and cut
 COVERS = {"mouth": (0.60, 0.95, 0.2, 0.8), "eyes": (0.40, 0.54, 0.2, 0.8), "one side": (0.3, 0.95, 0.15, 0.5)}
 CUTS = (0.2, 0.25, 0.3, 0.35)
@@ -118,6 +120,38 @@ def album_sizes(faces: Faces, held: int = 6) -> dict:
     return {"photos": {str(count): float(np.mean(found)) for count, found in by_count.items()},
             "choice": {name: float(np.mean(found)) for name, found in by_choice.items()},
             "albums": len(by_count[1])}
+
+
+def albums(faces: Faces) -> dict[str, dict]:
+    """How albums of one and of two people are judged, by the rules of `check_album` with one face on each photo."""
+    found = {}
+    for many, few in ALBUMS:
+        random = np.random.default_rng([many, few])
+        judged = [judge(faces.embeddings[chosen], many) for chosen in drawn(faces, many, few, random)]
+        shares = np.mean(judged, axis=0)
+        found[f"{many} + {few}" if few else str(many)] = {"albums": len(judged)} | dict(
+            zip(("divided", "strangers_out", "own_out"), map(float, shares)))
+    return found
+
+
+def drawn(faces: Faces, many: int, few: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """Albums: so many photos of each person who has them, then so few of another person; DRAWS for each person."""
+    for i, mine in enumerate(faces.people):
+        others = [other for j, other in enumerate(faces.people) if j != i and len(other) >= few]
+        for _ in range(DRAWS if len(mine) >= many else 0):
+            other = others[random.integers(len(others))]
+            yield np.concatenate([random.choice(mine, many, replace=False), random.choice(other, few, replace=False)])
+
+
+def judge(embeddings: Tensor, many: int) -> tuple[bool, bool, bool]:
+    """Of an album [N, D]: is it divided; if not, are all photos but the first `many` left out, and any of those."""
+    photos = [own[None] for own in embeddings]
+    people = groups(photos)
+    if is_divided(people, len(photos)):
+        return True, False, False
+    out = {i for i in range(len(photos)) if i not in people[0].faces
+           or cosine_to_others(photos, people[0], i, 0) < limits.STRANGER}
+    return False, set(range(many, len(photos))) <= out, min(out, default=many) < many
 
 
 def sharpness(faces: Faces, size: int = measures.VIEW, most: int = 600) -> dict:
@@ -300,7 +334,11 @@ def tables(found: dict) -> dict[str, str]:
     hidden = [[name, f"{row['found']} of {row['of']}", share(row["flat_found"]), share(row["unsure"]),
                f"{row['cosine']['0.5']:.2f}"] for name, row in val["coverage"]["covered"].items()]
     cut = [[name, str(row["faces"]), f"{row['cosine']:.2f}"] for name, row in val["coverage"]["cut_off"].items()]
-    return {"identity": table(heads, who), "count": table(["photos", "cosine of held-out photos"], count),
+    shown = [[name, str(row["albums"]), share(row["divided"]), share(row["strangers_out"]) if "+" in name else "",
+              share(row["own_out"])] for name, row in val["divided"].items()]
+    return {"identity": table(heads, who), "divided": table(
+                ["photos", "albums", "divided", "every stranger left out", "the person's own left out"], shown),
+        "count": table(["photos", "cosine of held-out photos"], count),
             "choice": table(["photos", "by chance", "the best", "all there are"], picked),
             "sharpness": table(["pixels left of 128", "5 %", "median", "95 %", "soft", "blurred"], sharp),
             "pose": table(["yaw, degrees", "photos", "mean cosine to the others", "5 % below"], turned),
@@ -332,8 +370,9 @@ def main() -> None:
         if not (photos / name).is_dir():
             raise MetagpenError(f"{photos / name} is not there; set METAGPEN_SHARED")
     recogniser = recognise.load()
-    val = load_faces(split(People.from_folder(photos / "celeba_wild_256"), photos / "splits.csv", strict=False)["val"],
-                     recogniser)
+    if sys.argv[1:] == ["divided"]:
+        return only_divided(recogniser)
+    val = load_val(recogniser)
     london = load_faces(People.from_folder(photos / "london_512"), recogniser)
     found = {}
     for name, faces in (("celeba_wild_256, val", val), ("london_512", london)):
@@ -341,17 +380,38 @@ def main() -> None:
                        "sharpness": measured(lambda faces=faces: sharpness(faces), "sharpness"), "pose": pose(faces),
                        "likeness": measured(lambda faces=faces: likeness(faces), "likeness"),
                        "flat": measured(lambda faces=faces: flat_shares(faces), "flat")}
+    found["celeba_wild_256, val"]["divided"] = measured(lambda: albums(val), "albums of two people")
     found["celeba_wild_256, val"]["album_sizes"] = measured(lambda: album_sizes(val), "album sizes")
     found["celeba_wild_256, val"]["coverage"] = measured(lambda: coverage(val, recogniser), "coverage")
     found["london_512"]["sharpness at 512"] = measured(lambda: sharpness(london, 512, 60), "sharpness at 512")
     git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     thresholds = {name: getattr(limits, name) for name in (
-        "FEWEST", "MOST", "STRANGER", "DOUBTFUL", "COPY", "ALIKE", "SMALL", "SOFT", "BLURRED", "TURNED", "UNSURE",
+        "FEWEST", "MOST", "STRANGER", "DOUBTFUL", "TWO_PEOPLE", "COPY", "ALIKE", "SMALL", "SOFT", "BLURRED",
+        "TURNED", "UNSURE",
         "COVERED", "CUT_OFF")}
     facts = {"thresholds": thresholds, "recogniser": recogniser.name, "commit": git.stdout.strip(),
              "torch": torch.__version__, "machine": platform.machine(), "threads": 1,
              "cpu_seconds": round(time.process_time())}
-    RESULTS.write_text(json.dumps({**rounded(found), **facts}, indent=1) + "\n")
+    write({**rounded(found), **facts})
+
+
+def only_divided(recogniser: recognise.Recogniser) -> None:
+    """Measures anew how albums of two people are judged, in the results there are."""
+    found = json.loads(RESULTS.read_text())
+    found["celeba_wild_256, val"]["divided"] = rounded(albums(load_val(recogniser)))
+    found["thresholds"]["TWO_PEOPLE"] = limits.TWO_PEOPLE
+    write(found)
+
+
+def load_val(recogniser: recognise.Recogniser) -> Faces:
+    photos = SHARED / "photos"
+    people = split(People.from_folder(photos / "celeba_wild_256"), photos / "splits.csv", strict=False)
+    return load_faces(people["val"], recogniser)
+
+
+def write(found: dict) -> None:
+    """The results, and the tables of the page."""
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     page = PAGE.read_text()
     for name, text in tables(found).items():
         page = replace_between(page, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text)

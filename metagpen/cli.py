@@ -218,9 +218,10 @@ def adapt(
     settings = metagpen.AdaptConfig.from_yaml(config, (overrides or []) + flags)
     network = metagpen.load(model, device=pick_device(device))
     chosen = files if keep_all else photos_that_serve(network, files, best)
-    person = metagpen.adapt(
-        network, chosen, settings.steps, start=settings.start, seed=settings.seed, config=settings, progress=True
-    )
+    with spoken_warnings():
+        person = metagpen.adapt(
+            network, chosen, settings.steps, start=settings.start, seed=settings.seed, config=settings, progress=True
+        )
     file = person.save(output)
     out.print(f"Learned from {len(chosen)} photo(s) in {person.metadata['seconds']} s: {file.resolve()}")
 
@@ -241,6 +242,12 @@ def album(
     from .check.show import album_sheet, album_table, picture_writer, reason_lines
 
     files = one_persons_files(photos)
+    if output and (file := output.resolve()):
+        if folder := next((path for path in photos if path.is_dir() and path.resolve() in file.parents), None):
+            raise DataError(f"{output}: lies in {folder}, and would be one of its photos the next time; write the "
+                            "sheet to another folder")
+        if file in {photo.resolve() for photo in files}:
+            raise DataError(f"{output}: is one of the photos; give the sheet another name")
     write = picture_writer(output) if output else None
     report = metagpen.check_album(metagpen.load(model, device=pick_device(device)), files)
     if write:
@@ -265,11 +272,15 @@ def adapt_many(
     steps: Steps = None,
     start: Start = None,
     seed: ConfiguredSeed = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="People at a time [as many as memory allows].")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="People at a time (default: as many as memory allows).")
+    ] = None,
     engine: Annotated[str, typer.Option(help="'embedded' learns here, 'ray' on the workers of a Ray cluster.")] = (
         "embedded"
     ),
-    workers: Annotated[int | None, typer.Option(min=1, help="Ray's workers [one per GPU, or per CPU].")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray's workers (default: one per GPU, or per CPU).")
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -352,6 +363,8 @@ def restore(
     """Restore the faces of photos: people who are known as themselves, strangers with the generic model."""
     import metagpen
 
+    if sweep and strength < 1:
+        raise typer.BadParameter("--sweep shows all strengths, --strength is one; give one of them")
     targets = restore_targets(source, output)
     network = metagpen.load(model, device=pick_device(device))
     from .restore import Gallery
@@ -363,6 +376,9 @@ def restore(
 
             if (behind := person_behind(model, network)) is not None:
                 people, network = {behind.metadata["fine_tuned"]: behind}, behind.model
+            elif not store:
+                raise DataError("--strength, --sweep and --null-space say how much of a person is let in: give "
+                                "--person or --store, or a --model-path that `metagpen train -opt` made")
         gallery = Gallery(people, network)
     options: dict[str, Any] = {"null_space": null_space, "aligned": aligned, "once": not repeats}
     failed = 0
@@ -400,7 +416,8 @@ def evaluate(
     from .evaluate.report import figures_table
 
     settings = EvaluateConfig.from_yaml(config, (overrides or []) + given_flags(data=data, output=output))
-    found = run_evaluate(settings)
+    with spoken_warnings():
+        found = run_evaluate(settings)
     for degradation in settings.degradations:
         out.print(f"\n{degradation}\n\n{figures_table(found.rows, degradation, list(settings.recognisers))}")
     out.print(f"\nLPIPS: {found.lpips}. Records and previews: {found.folder.resolve()}")
@@ -432,7 +449,8 @@ def curve(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Measure quality against photos, steps and seconds, for us, rivals and controls; goes on where it was killed."""
     from .evaluate.curve import ROWS, CurveConfig, run_curve
 
-    rows, folder = run_curve(CurveConfig.from_yaml(config, overrides or []))
+    with spoken_warnings():
+        rows, folder = run_curve(CurveConfig.from_yaml(config, overrides or []))
     out.print(f"{len(rows)} rows: {(folder / ROWS).resolve()}")
 
 
@@ -440,7 +458,9 @@ def curve(config: ConfigFile = None, overrides: Overrides = None) -> None:
 def curve_report(
     rows: Annotated[Path, typer.Argument(help="The rows that `metagpen curve` wrote (.jsonl or .jsonl.gz).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables, plots and the page.")],
-    previews: Annotated[Path | None, typer.Option(help="Folder of pictures [previews, beside the rows].")] = None,
+    previews: Annotated[
+        Path | None, typer.Option(help="Folder of pictures (default: previews, beside the rows).")
+    ] = None,
 ) -> None:
     """Tables (Markdown, CSV), plots (PNG, SVG) and one self-contained HTML page from the rows of `curve`."""
     from .evaluate.curve_report import write_report
@@ -455,7 +475,8 @@ def mine_identities(
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write: file (below the folder), id.")],
     recogniser: Annotated[str, typer.Option(help="'embedded' or a recogniser's file.")] = "embedded",
     threshold: Annotated[
-        float | None, typer.Option(help="Mean cosine that makes two groups one [0.55 for up to 1000 photos, embedded].")
+        float | None,
+        typer.Option(help="Mean cosine that makes two groups one (default: 0.55 for up to 1000 photos, embedded)."),
     ] = None,
     min_photos: Annotated[int, typer.Option(min=1, help="Leave out people with fewer photos.")] = 2,
     num_workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 1,
@@ -588,19 +609,22 @@ def one_persons_files(paths: list[Path]) -> list[Path]:
 def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None) -> list[PhotoSource]:
     """What to learn one person from, each photo that is left out and each doubt being told.
 
-    Raises PhotoError when no photo is usable, or the album shows several people and it cannot be told whose it is.
+    Raises PhotoError when no photo is usable, or the album shows several people and it cannot be told whose it is; the
+    error then says what the album's advice would have said, which is not printed as well.
     """
     from .check import check_album
-    from .check.show import reason_lines
+    from .check.show import photo_lines
 
     report = check_album(model, files)
-    for line in reason_lines(report):
+    for line in photo_lines(report):
         out.print(line)
     if report.divided:
-        raise PhotoError("it cannot be told whose album this is; give the photos of one person, or --keep-all to learn "
-                         "from all of them")
+        raise PhotoError(f"{report.advice[0]}; --keep-all learns from all of them")
     if not report.usable:
-        raise PhotoError(f"none of the {len(files)} photo(s) is usable; the first: {next(iter(reason_lines(report)))}")
+        raise PhotoError(f"none of the {len(files)} photo(s) is usable: take new ones, sharp, upright and with the "
+                         "whole face")
+    for line in report.advice:
+        out.print(line)
     chosen = report.usable if best is None else report.best(best)
     if len(chosen) < len(report.usable):
         out.print(f"the best {len(chosen)}: {', '.join(photo.name for photo in chosen)}")
@@ -695,13 +719,13 @@ def write_sweep(photo: Path, target: Path, gallery: Gallery, options: dict[str, 
 
 @contextmanager
 def spoken_warnings() -> Iterator[None]:
-    """What the library warns of becomes a line on stderr."""
-    with warnings.catch_warnings(record=True) as noted:
-        try:
-            yield
-        finally:
-            for warning in noted:
-                Console(stderr=True, soft_wrap=True).print(Text(f"warning: {warning.message}", style="yellow"))
+    """What the library warns of becomes a line on stderr, at once."""
+    def speak(message: Warning | str, *_: Any, **__: Any) -> None:
+        Console(stderr=True, soft_wrap=True).print(Text(f"warning: {message}", style="yellow"))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = speak
+        yield
 
 
 def demo_table(result: DemoResult) -> Table:

@@ -294,6 +294,11 @@ def test_photo_limits():
         check.photo_limits("nowhere.png")
 
 
+def test_two_people_with_as_many_photos_each_are_two(model):
+    report = metagpen.check_album(model, [*sorted((OWN_ALBUM / "ada").glob("*.jpg")), *BOB])
+    assert report.divided and report.people[:2] == (7, 7)
+
+
 def test_a_folder_of_people(tmp_path):
     for name in ("ada", "bob"):
         (tmp_path / name).mkdir()
@@ -302,7 +307,7 @@ def test_a_folder_of_people(tmp_path):
     assert "2 folder(s)" in said and "adapt-many" in said
     assert check.people_instead([tmp_path / "ada"]) is None
     Image.new("RGB", (8, 8)).save(tmp_path / "mine.png")
-    assert check.people_instead([tmp_path]) is None, "sub-folders beside photos may hold anything"
+    assert "2 sub-folder(s)" in check.people_instead([tmp_path]), "a stray picture must not hide the people"
 
 
 # --- the command line --------------------------------------------------------------------------------------------

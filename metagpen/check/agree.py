@@ -5,14 +5,15 @@ Faces are unit embeddings; a photo is the stack [F, D] of those found on it, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..person.start import mean_identity
-from .limits import STRANGER
+from .limits import STRANGER, TWO_PEOPLE
 
 ROUNDS = 5  # of matching against the mean; albums settle after two or three
 
@@ -36,11 +37,30 @@ def groups(photos: Sequence[Tensor]) -> list[Group]:
     while left:
         found.append(largest_group(photos, sorted(left)))
         left -= found[-1].faces.keys()
-    return found
+    return sorted(found, key=len, reverse=True)  # one that was divided may have become smaller than those after it
+
+
+def is_divided(people: Sequence[Group], photos: int) -> bool:
+    """Whether nobody is on more than half of so many photos; one photo alone is nobody else's."""
+    return photos > 1 and 2 * len(people[0]) <= photos
 
 
 def largest_group(photos: Sequence[Tensor], among: Sequence[int]) -> Group:
-    """The most photos among some that agree on one face each: seeded by the best single face, settled by the mean."""
+    """The most photos among some that agree on one face each: seeded by the best single face, settled by the mean.
+
+    Two people with as many photos each both resemble the mean of all, so what has settled is divided while it shows
+    two people, and the larger half settles again without the faces of the other.
+    """
+    members, others = settled(photos, among, seed(photos, among)), set()
+    while halves := two_people(photos, members):
+        members = halves[0]
+        others |= halves[1].items()
+        members = settled(photos, among, members, others)
+    return Group(members)
+
+
+def seed(photos: Sequence[Tensor], among: Sequence[int]) -> dict[int, int]:
+    """Photo -> face, for those that agree with the single face that most photos agree with."""
     faces = torch.cat([photos[i] for i in among])
     owner = torch.cat([torch.full((len(photos[i]),), i) for i in among])
     rank = torch.cat([torch.arange(len(photos[i])) for i in among])
@@ -51,19 +71,70 @@ def largest_group(photos: Sequence[Tensor], among: Sequence[int]) -> Group:
         worth = (len(members), -sum(members.values()), float(cosines[cosines >= STRANGER].sum()))
         if best is None or worth > best[0]:
             best = worth, members
-    members = best[1]
+    return best[1]
+
+
+def settled(photos: Sequence[Tensor], among: Sequence[int], members: dict[int, int],
+            others: Collection[tuple[int, int]] = ()) -> dict[int, int]:
+    """Photo -> face, for those among some that agree with the mean of the members on other photos, until that is so.
+
+    others: (photo, face) of somebody else, which are not taken.
+    """
     for _ in range(ROUNDS):
-        settled: dict[int, int] = {}
+        found: dict[int, int] = {}
         for i in among:
-            others = [photos[j][face] for j, face in members.items() if j != i]
-            if others:
-                cosines = photos[i] @ mean_identity(torch.stack(others))
+            rest = [photos[j][face] for j, face in members.items() if j != i]
+            if rest:
+                cosines = photos[i] @ mean_identity(torch.stack(rest))
+                cosines[[face for at, face in others if at == i]] = -1.0
                 if cosines.max() >= STRANGER:
-                    settled[i] = int(cosines.argmax())
-        if len(settled) < 2 or settled == members:
+                    found[i] = int(cosines.argmax())
+        if len(found) < 2 or found == members:
             break
-        members = settled
-    return Group(members)
+        members = found
+    return members
+
+
+def two_people(photos: Sequence[Tensor], members: dict[int, int]) -> tuple[dict[int, int], dict[int, int]] | None:
+    """The members as two people, the one on more photos (or else with larger faces) first; None for one person."""
+    at = sorted(members)
+    if len(at) < 4:  # two photos of each are the fewest that tell how alike photos of one person are
+        return None
+    faces = torch.stack([photos[i][members[i]] for i in at])
+    side = halves(faces)
+    if min(int(side.sum()), int((~side).sum())) < 2 or likeness_of_halves(faces[side], faces[~side]) >= TWO_PEOPLE:
+        return None
+    both = [{i: members[i] for i, here in zip(at, half.tolist()) if here} for half in (side, ~side)]
+    larger, other = sorted(both, key=lambda half: (-len(half), sum(half.values()), min(half)))
+    return larger, other
+
+
+def halves(faces: Tensor) -> Tensor:
+    """Which of unit embeddings [N, D] belong to the first of two clusters: spherical 2-means, begun where they spread
+    most widely. Booleans [N]."""
+    spread = faces - faces.mean(dim=0)
+    side = spread @ torch.linalg.svd(spread, full_matrices=False).Vh[0] > 0
+    for _ in range(ROUNDS):
+        if side.all() or not side.any():
+            break
+        nearer = faces @ mean_identity(faces[side]) > faces @ mean_identity(faces[~side])
+        if torch.equal(nearer, side):
+            break
+        side = nearer
+    return side
+
+
+def likeness_of_halves(one: Tensor, other: Tensor) -> float:
+    """Mean cosine between two sets of unit embeddings [N, D] and [M, D], over that inside them: near 1 for photos of
+    one person however they are divided and however unlike each other they are, near 0 for two people."""
+    inside = [max(mean_pair(part), STRANGER) for part in (one, other)]
+    return float((one @ other.T).mean()) / math.sqrt(inside[0] * inside[1])
+
+
+def mean_pair(faces: Tensor) -> float:
+    """Mean cosine of two different ones of unit embeddings [N, D], N at least 2."""
+    count = len(faces)
+    return float((faces @ faces.T).sum() - count) / (count * (count - 1))
 
 
 def closest(cosines: Tensor, owner: Tensor, rank: Tensor) -> dict[int, int]:

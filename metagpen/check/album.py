@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +19,13 @@ from ..errors import PhotoError
 from ..faces import FFHQ_LANDMARKS, Face, PhotoSource, crop_face, describe, detect_many, load_photo, to_tensor
 from ..model import MetaGPEN
 from . import measures
-from .agree import Group, cosine_to_others, groups, most_typical
+from .agree import Group, cosine_to_others, groups, is_divided, most_typical
 from .limits import (
     ALIKE,
     COPY,
     FEWEST,
     MOST,
+    STRANGER,
     Limit,
     alike,
     copy,
@@ -31,6 +33,7 @@ from .limits import (
     face_limits,
     identity_limits,
     no_face,
+    of_another_group,
     pose_limits,
 )
 
@@ -163,7 +166,7 @@ def check_album(model: MetaGPEN, photos: Sequence[PhotoSource]) -> AlbumReport:
     reports, faces = look(photos, model, recogniser)
     compared = [i for i, photo in enumerate(reports) if photo.verdict != "leave out"]
     people = groups([embeddings(faces[i]) for i in compared]) if compared else []
-    divided = len(compared) > 1 and 2 * len(people[0]) <= len(compared)
+    divided = bool(people) and is_divided(people, len(compared))
     if people:
         reports = mark_strangers(reports, faces, compared, people[0], divided)
     found = tuple(map(len, people))
@@ -258,17 +261,18 @@ def mark_copies(reports: list[PhotoReport], prints: list[np.ndarray | None],
     prints: `measures.picture_print` of each photo that could be read.
     """
     marked = list(reports)
+    short = tails([photo.name for photo in reports])
     kept: list[int] = []
     face_prints = [own[photo.chosen].face_print if own else None for own, photo in zip(faces, reports)]
     usable = [i for i, photo in enumerate(reports) if photo.verdict != "leave out"]
     for i in sorted(usable, key=lambda i: -detail(reports[i])):
         original = most_like(prints, i, kept)
         if original is not None and measures.likeness(prints[original], prints[i]) >= COPY:
-            marked[i] = replace(reports[i], limits=(*reports[i].limits, copy(short(reports[original]))))
+            marked[i] = replace(reports[i], limits=(*reports[i].limits, copy(short[original])))
             continue
         original = most_like(face_prints, i, kept)
         if original is not None and measures.likeness(face_prints[original], face_prints[i]) >= ALIKE:
-            marked[i] = replace(reports[i], limits=(*reports[i].limits, alike(short(reports[original]))))
+            marked[i] = replace(reports[i], limits=(*reports[i].limits, alike(short[original])))
         kept.append(i)
     return marked
 
@@ -282,8 +286,15 @@ def most_like(prints: list[np.ndarray | None], one: int, among: list[int]) -> in
     return max(among, key=lambda j: measures.likeness(prints[j], prints[one]), default=None)
 
 
-def short(report: PhotoReport) -> str:
-    return os.path.basename(report.name)
+def tails(names: Sequence[str]) -> list[str]:
+    """Of each path the shortest end that no other path has: its file name, and as many folders as are needed."""
+    parts = [Path(name).parts for name in names]
+    owners: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for path in parts:
+        for length in range(1, len(path) + 1):
+            owners.setdefault(path[-length:], set()).add(path)
+    lengths = [next((n for n in range(1, len(path)) if len(owners[path[-n:]]) == 1), len(path)) for path in parts]
+    return [str(Path(*path[-length:])) if path else name for name, path, length in zip(names, parts, lengths)]
 
 
 def usable_faces(faces: list[Seen]) -> list[int]:
@@ -309,8 +320,11 @@ def mark_strangers(reports: list[PhotoReport], faces: list[list[Seen]], compared
         photo = reports[i] if chosen == reports[i].chosen else at_face(reports[i], faces[i], chosen)
         photo = replace(photo, cosine=cosine)
         if cosine is not None:
-            found = [replace(limit, stops=limit.stops and not divided) for limit in identity_limits(cosine)]
-            photo = replace(photo, limits=(*photo.limits, *found))
+            found = identity_limits(cosine)
+            if at not in person.faces and not divided and cosine >= STRANGER:  # looks like both of two people
+                found = [of_another_group(cosine)]
+            photo = replace(photo, limits=(*photo.limits, *(
+                replace(limit, stops=limit.stops and not divided) for limit in found)))
         marked[i] = photo
     return marked
 
@@ -335,7 +349,7 @@ def advice(report: AlbumReport, beside: int) -> Iterator[str]:
         yield (f"these photos show {len(report.people)} different people, nobody on more than {most} of "
                f"{sum(report.people)}: it cannot be told whose album it is; give the photos of one person (for many "
                "people make a folder for each and take `metagpen adapt-many`)")
-    if count == 0:
+    elif count == 0:
         yield "no photo is usable: take new ones, sharp, upright and with the whole face"
     elif count == 1:
         yield (f"one usable photo: nothing to compare it with, so make sure who it is; {FEWEST} to {MOST} photos are "
@@ -343,7 +357,8 @@ def advice(report: AlbumReport, beside: int) -> Iterator[str]:
     elif count < FEWEST:
         yield f"{count} usable photos: they serve, but {FEWEST} to {MOST} know a person better"
     elif count > MOST:
-        yield f"{count} usable photos: all serve; {MOST} of them do nearly as well, `best` names which"
+        yield (f"{count} usable photos: all serve; {MOST} of them do nearly as well: `metagpen adapt --best {MOST}` "
+               "learns from those, in Python `report.best()` names them")
     if report.people and beside == report.people[0]:
         yield (f"a second person is on {beside} photos too; the one with the larger faces is taken: cut the photos if "
                "the other one is meant")

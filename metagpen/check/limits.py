@@ -6,6 +6,7 @@ writes to benchmarks/results/album_thresholds.json; docs/album.md shows them.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ STRANGER = 0.25
 
 DOUBTFUL = 0.35
 """Below this cosine it may be somebody else, or the person at another age; above it hardly any stranger is left."""
+
+TWO_PEOPLE = 0.4
+"""Mean cosine between the halves of an album over that inside them (`agree.likeness_of_halves`) below which they show
+two people: one person's most unlike halves are seldom so unlike, two people's nearly always."""
 
 COPY, ALIKE = 0.985, 0.94
 """Likeness of two whole pictures from which one is a copy of the other (resized, compressed, mirrored), and likeness of
@@ -153,6 +158,13 @@ def identity_limits(cosine: float) -> list[Limit]:
     return []
 
 
+def of_another_group(cosine: float) -> Limit:
+    """For a face that is no stranger's by its cosine to the album's person, but whose photo is one of a second person.
+    """
+    return Limit("stranger", f"it agrees more with photos of a second person than with the album's (cosine "
+                             f"{cosine:.2f}); {OTHER_AGE}", stops=True)
+
+
 def copy(other: str) -> Limit:
     return Limit("copy", f"the same picture as {other}", stops=True)
 
@@ -162,16 +174,36 @@ def alike(other: str) -> Limit:
 
 
 def people_instead(paths: Sequence[Path]) -> str | None:
-    """What to say when a command for one person is given a folder of people: sub-folders with photos, no photos."""
+    """What to say when a command for one person is given a folder with sub-folders of photos: people, it seems.
+
+    Also where pictures lie beside the sub-folders: to learn from those alone would pass over the others in silence.
+    """
     for path in paths:
         if not path.is_dir():
             continue
         inside = sorted(path.iterdir())
-        people = [own for own in inside if own.is_dir() and any(is_photo(file) for file in own.iterdir())]
-        if people and not any(map(is_photo, inside)):
-            return (f"{path}: holds {len(people)} folder(s) of photos, one per person it seems; learn them all with "
-                    f"`metagpen adapt-many {path} -o people`, or name one of them, {people[0]}")
+        people = [own for own in inside if own.is_dir() and not own.name.startswith(".")
+                  and any(is_photo(file) for file in own.iterdir())]
+        if people:
+            return advise_many(path, people, beside=sum(map(is_photo, inside)))
     return None
+
+
+def advise_many(path: Path, people: Sequence[Path], beside: int) -> str:
+    """people: sub-folders of `path` that hold photos. beside: how many pictures lie beside them."""
+    many = f"`metagpen adapt-many {shlex.quote(str(path))} -o {shlex.quote(str(learned_name(path)))}`"
+    if not beside:
+        return (f"{path}: holds {len(people)} folder(s) of photos, one per person it seems; learn them all with "
+                f"{many}, or name one of them, {people[0]}")
+    return (f"{path}: {beside} picture(s) lie beside {len(people)} sub-folder(s) that hold photos too, so it cannot be "
+            f"told who is meant; for one person per sub-folder take {many}, for one of them name it, {people[0]}, and "
+            "for the pictures alone name those, or move them to a folder of their own")
+
+
+def learned_name(path: Path) -> Path:
+    """Where to put what is learned from a folder: beside it, never inside, not even where it is called '.'."""
+    whole = path if path.name not in ("", "..") else path.resolve()
+    return whole.with_name(f"{whole.name}_learned") if whole.name else whole / "learned"
 
 
 def is_photo(path: Path) -> bool:
