@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import metagpen
 from metagpen.adaptation import AdaptConfig, adapt
-from metagpen.adaptation.loop import album
+from metagpen.adaptation.loop import DECIDED_BY_RULE, album
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import curve, curve_report, methods, metrics, protocol, tasks
 from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, shots_curve
@@ -164,7 +164,8 @@ def test_adapt_is_what_adapt_returns(lesson):
 def test_meta_follows_the_learned_rule_and_adapt_does_not(lesson):
     model = with_rule()
     own = methods.Lesson(model, lesson.album, FAST, RIVALS, lesson.recogniser)
-    person = adapt(model, list(lesson.album.crops), 3, config=FAST, recogniser=lesson.recogniser)
+    plain = AdaptConfig(**FAST.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
+    person = adapt(model, list(lesson.album.crops), 3, config=plain, recogniser=lesson.recogniser)
     expected = person.restore_batch(lesson.album.crops * 0.5)
     meta, on_the_way = methods.METHODS["meta"], restored(own, "meta", [1, 3, 5], "learned")[1]
     assert meta.schedule_of(model, "constant") == "learned" and torch.equal(on_the_way, expected)
