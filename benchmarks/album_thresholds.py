@@ -334,11 +334,8 @@ def tables(found: dict) -> dict[str, str]:
     hidden = [[name, f"{row['found']} of {row['of']}", share(row["flat_found"]), share(row["unsure"]),
                f"{row['cosine']['0.5']:.2f}"] for name, row in val["coverage"]["covered"].items()]
     cut = [[name, str(row["faces"]), f"{row['cosine']:.2f}"] for name, row in val["coverage"]["cut_off"].items()]
-    shown = [[name, str(row["albums"]), share(row["divided"]), share(row["strangers_out"]) if "+" in name else "",
-              share(row["own_out"])] for name, row in val["divided"].items()]
-    return {"identity": table(heads, who), "divided": table(
-                ["photos", "albums", "divided", "every stranger left out", "the person's own left out"], shown),
-        "count": table(["photos", "cosine of held-out photos"], count),
+    return {"identity": table(heads, who), "divided": divided_table(val["divided"]),
+            "count": table(["photos", "cosine of held-out photos"], count),
             "choice": table(["photos", "by chance", "the best", "all there are"], picked),
             "sharpness": table(["pixels left of 128", "5 %", "median", "95 %", "soft", "blurred"], sharp),
             "pose": table(["yaw, degrees", "photos", "mean cosine to the others", "5 % below"], turned),
@@ -346,6 +343,16 @@ def tables(found: dict) -> dict[str, str]:
                                "copies found"], alike),
             "covered": table(["face", "found", "flat", "unsure", "cosine to the whole face"], hidden),
             "cut": table(["share of the face outside", "faces", "cosine to the whole face"], cut)}
+
+
+def divided_table(found: dict[str, dict]) -> str:
+    """Strangers are counted where one of two people is on more photos, else nobody knows who they are."""
+    rows = []
+    for (many, few), row in zip(ALBUMS, found.values()):
+        shares = (row["divided"], row["strangers_out"] if many > few > 0 else None, row["own_out"])
+        name = f"{many} + {few}" if few else str(many)
+        rows.append([name, str(row["albums"]), *("" if value is None else f"{value:.1%}" for value in shares)])
+    return table(["photos", "albums", "divided", "every stranger left out", "the person's own left out"], rows)
 
 
 def measured(work: Callable[[], dict], name: str) -> dict:
@@ -387,12 +394,11 @@ def main() -> None:
     git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     thresholds = {name: getattr(limits, name) for name in (
         "FEWEST", "MOST", "STRANGER", "DOUBTFUL", "TWO_PEOPLE", "COPY", "ALIKE", "SMALL", "SOFT", "BLURRED",
-        "TURNED", "UNSURE",
-        "COVERED", "CUT_OFF")}
+        "TURNED", "UNSURE", "COVERED", "CUT_OFF")}
     facts = {"thresholds": thresholds, "recogniser": recogniser.name, "commit": git.stdout.strip(),
              "torch": torch.__version__, "machine": platform.machine(), "threads": 1,
              "cpu_seconds": round(time.process_time())}
-    write({**rounded(found), **facts})
+    write({**rounded(found), **facts}, tables(found))
 
 
 def only_divided(recogniser: recognise.Recogniser) -> None:
@@ -400,7 +406,7 @@ def only_divided(recogniser: recognise.Recogniser) -> None:
     found = json.loads(RESULTS.read_text())
     found["celeba_wild_256, val"]["divided"] = rounded(albums(load_val(recogniser)))
     found["thresholds"]["TWO_PEOPLE"] = limits.TWO_PEOPLE
-    write(found)
+    write(found, {"divided": divided_table(found["celeba_wild_256, val"]["divided"])})
 
 
 def load_val(recogniser: recognise.Recogniser) -> Faces:
@@ -409,11 +415,11 @@ def load_val(recogniser: recognise.Recogniser) -> Faces:
     return load_faces(people["val"], recogniser)
 
 
-def write(found: dict) -> None:
-    """The results, and the tables of the page."""
+def write(found: dict, texts: dict[str, str]) -> None:
+    """The results, and tables of the page by their markers."""
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     page = PAGE.read_text()
-    for name, text in tables(found).items():
+    for name, text in texts.items():
         page = replace_between(page, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text)
     PAGE.write_text(page)
 

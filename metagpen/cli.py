@@ -616,13 +616,15 @@ def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None) -> l
     from .check.show import photo_lines
 
     report = check_album(model, files)
+    if not report.usable and len(files) == 1:  # said once, in the error, which names the file
+        raise PhotoError(f"{files[0]}: not usable: {'; '.join(report.photos[0].reasons)}")
     for line in photo_lines(report):
         out.print(line)
     if report.divided:
         raise PhotoError(f"{report.advice[0]}; --keep-all learns from all of them")
     if not report.usable:
-        raise PhotoError(f"none of the {len(files)} photo(s) is usable: take new ones, sharp, upright and with the "
-                         "whole face")
+        raise PhotoError(f"none of the {len(files)} photos is usable, {files[0]} the first of them: take new ones, "
+                         "sharp, upright and with the whole face")
     for line in report.advice:
         out.print(line)
     chosen = report.usable if best is None else report.best(best)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from rich.console import Console
 from torch.nn.functional import normalize
 from typer.testing import CliRunner
 
@@ -17,10 +18,13 @@ import metagpen
 from metagpen import check
 from metagpen.album import OWN_ALBUM
 from metagpen.check import agree, limits, measures
+from metagpen.check.album import advice, tails
+from metagpen.check.show import album_table
 from metagpen.cli import app
 from metagpen.errors import PhotoError
 from metagpen.faces import FFHQ_LANDMARKS, Face, to_tensor
 
+ADA = sorted((OWN_ALBUM / "ada").glob("*.jpg"))
 BOB = sorted((OWN_ALBUM / "bob").glob("*.jpg"))
 EVE = sorted((OWN_ALBUM / "eve").glob("*.jpg"))
 STRANGER = EVE[6]  # the demo's people are mixtures and resemble each other; this one is nobody of bob's
@@ -118,6 +122,67 @@ def test_groups_choose_one_face_of_each_photo():
     more = agree.groups([*photos, unit(ada)])
     assert more[0].faces == {0: 0, 1: 1, 3: 0, 5: 0}
     assert agree.cosine_to_others(photos, agree.Group({0: 0, 3: 0}), 4, 0) < 0.1
+
+
+def alike_photos(person, count, spread=0.7):
+    """Faces [1, D] of one person, photo by photo: mean cosine to each other of about 1 / (1 + spread^2)."""
+    noise = normalize(torch.randn(count, len(person)), dim=1)
+    return [face[None] for face in normalize(person + spread * noise, dim=1)]
+
+
+@pytest.mark.parametrize("many, few", [(2, 2), (5, 5), (7, 7), (9, 5), (12, 3)])
+def test_two_people_are_two_groups_however_many_photos_they_have(many, few):
+    """Though each photo is near the mean of all: with half the album each, the cosine to it is about 0.6."""
+    torch.manual_seed(0)
+    ada, bob = torch.eye(64)[:2]
+    bob = normalize(bob + 0.2 * ada, dim=0)  # people resemble each other
+    photos = [*alike_photos(ada, many), *alike_photos(bob, few)]
+    people = agree.groups(photos)
+    assert [sorted(group.faces) for group in people] == [list(range(many)), list(range(many, many + few))]
+    assert agree.is_divided(people, len(photos)) == (many == few)
+
+
+@pytest.mark.parametrize("count", [4, 5, 8, 14, 40])
+def test_one_person_is_not_divided(count):
+    torch.manual_seed(0)
+    for _ in range(20):
+        assert len(agree.groups(alike_photos(torch.eye(64)[0], count, spread=1.0))) == 1
+
+
+def test_three_people_are_three_groups_the_one_on_most_photos_first():
+    torch.manual_seed(0)
+    ada, bob, eve = (alike_photos(person, count) for person, count in zip(torch.eye(64), (4, 6, 5)))
+    assert [len(group) for group in agree.groups([*ada, *bob, *eve])] == [6, 5, 4]
+
+
+def test_a_photo_of_both_people_stays_with_the_first_by_its_own_face():
+    torch.manual_seed(0)
+    ada, bob = alike_photos(torch.eye(64)[0], 6), alike_photos(torch.eye(64)[1], 6)
+    first, second = agree.groups([*ada[:5], *bob[:5], torch.cat([bob[5], ada[5]])])
+    assert (len(first), len(second)) == (6, 5)
+    assert first.faces[10] == (1 if 0 in first.faces else 0)
+
+
+@pytest.mark.parametrize("size", [4, 9])
+def test_copies_of_one_face_have_no_halves(size):
+    same = torch.eye(64)[:1].expand(size, 64)
+    assert agree.halves(same).shape == (size,)
+    assert agree.two_people([face[None] for face in same], {i: 0 for i in range(size)}) is None
+
+
+def test_half_an_album_each_is_divided_and_nothing_is_said_to_serve(model):
+    report = metagpen.check_album(model, [*ADA, *BOB])
+    assert report.divided and report.people == (7, 7) and report.left_out == []
+    assert len(report.advice) == 1 and "serve" not in report.advice[0]
+
+
+def test_of_a_second_person_who_looks_alike_nobody_is_kept(model):
+    report = metagpen.check_album(model, [*ADA, *EVE[:4]])
+    assert not report.divided and report.people[0] == 7
+    assert [photo.name for photo in report.left_out] == [str(photo) for photo in EVE[:4]]
+    alike = [photo for photo in report.left_out if photo.cosine >= limits.STRANGER]
+    assert alike, "by the cosine alone they would be kept"
+    assert all("of a second person" in photo.reasons[-1] and "doubtful" not in kinds(photo) for photo in alike)
 
 
 def test_the_most_typical_beat_the_others():
@@ -294,20 +359,38 @@ def test_photo_limits():
         check.photo_limits("nowhere.png")
 
 
-def test_two_people_with_as_many_photos_each_are_two(model):
-    report = metagpen.check_album(model, [*sorted((OWN_ALBUM / "ada").glob("*.jpg")), *BOB])
-    assert report.divided and report.people[:2] == (7, 7)
-
-
 def test_a_folder_of_people(tmp_path):
     for name in ("ada", "bob"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
     said = check.people_instead([tmp_path])
     assert "2 folder(s)" in said and "adapt-many" in said
+    assert f"-o {tmp_path}_learned`" in said, "not among the photos"
     assert check.people_instead([tmp_path / "ada"]) is None
-    Image.new("RGB", (8, 8)).save(tmp_path / "mine.png")
-    assert "2 sub-folder(s)" in check.people_instead([tmp_path]), "a stray picture must not hide the people"
+    (tmp_path / "ada" / "notes").mkdir()
+    (tmp_path / "ada" / ".thumbnails").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "ada" / ".thumbnails" / "1.png")
+    assert check.people_instead([tmp_path / "ada"]) is None, "no sub-folder of photos that a person would see"
+
+
+def test_pictures_beside_the_folders_of_people_do_not_hide_them(tmp_path, monkeypatch):
+    people = tmp_path / "my people"
+    for name in ("ada", "bob"):
+        (people / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(people / name / "1.png")
+    Image.new("RGB", (8, 8)).save(people / "stray.png")
+    said = check.people_instead([people])
+    assert said.startswith(f"{people}: 1 picture(s) lie beside 2 sub-folder(s)")
+    assert f"adapt-many '{people}' -o '{people}_learned'`" in said, "can be pasted into a shell"
+    monkeypatch.chdir(people)
+    assert f"adapt-many . -o '{people}_learned'`" in check.people_instead([Path(".")])
+    assert limits.learned_name(Path("..")) == tmp_path.with_name(f"{tmp_path.name}_learned")
+
+
+def test_photos_are_named_by_the_shortest_end_that_tells_them_apart():
+    names = ["all/ada/1.jpg", "all/bob/1.jpg", "other/bob/1.jpg", "all/bob/2.jpg", "photo 5", "1.jpg", "all/bob/2.jpg"]
+    assert tails(names) == ["ada/1.jpg", "all/bob/1.jpg", "other/bob/1.jpg", "2.jpg", "photo 5", "1.jpg", "2.jpg"]
+    assert tails([]) == []
 
 
 # --- the command line --------------------------------------------------------------------------------------------
@@ -334,6 +417,41 @@ def test_album_command_as_json():
     report = json.loads(result.stdout)
     assert result.exit_code == 0 and report["usable"] == 3 and report["people"] == [3]
     assert report["photos"][0]["cosine"] > 0.5 and report["photos"][0]["verdict"] in ("keep", "warn")
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "deeper/sheet.png"])
+def test_album_command_refuses_a_sheet_among_the_photos(tmp_path, name):
+    photo = tmp_path / "ada" / "1.png"
+    photo.parent.mkdir()
+    photo.write_bytes(BOB[0].read_bytes())
+    result = run("album", photo.parent, "-o", photo.parent / name)
+    assert result.exit_code == 2 and "another folder" in result.stderr and result.stderr.count("\n") == 1
+    assert [path.name for path in photo.parent.iterdir()] == ["1.png"]
+    result = run("album", photo, "-o", photo)
+    assert result.exit_code == 2 and "another name" in result.stderr and photo.read_bytes() == BOB[0].read_bytes()
+
+
+def test_a_divided_album_is_not_said_to_serve():
+    result = run("album", ADA[0].parent, BOB[0].parent)
+    assert result.exit_code == 1 and "whose album" in result.output
+    assert "serve" not in result.output and "14 photo(s) of 2 different people" in result.output
+    assert "ada/1.jpg" in result.output and "bob/1.jpg" in result.output
+
+
+def test_the_table_cuts_nothing_at_80_columns():
+    photos = [check.PhotoReport(f"{who}/{i}_of_a_long_name.jpg", "", (limits.Limit("unreadable", "", stops=True),))
+              for who in ("ada", "bob") for i in range(2)]
+    console = Console(width=80, file=io.StringIO())
+    console.print(album_table(check.AlbumReport(tuple(photos))))
+    shown = console.file.getvalue()
+    assert shown.count("unreadable") == 4 and "\u2026" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_many_photos_are_told_how_to_take_the_best():
+    photos = tuple(check.PhotoReport(str(i), str(i)) for i in range(10))
+    said = list(advice(check.AlbumReport(photos, (10,)), beside=0))
+    assert len(said) == 1 and "--best 8" in said[0] and "`report.best()`" in said[0]
 
 
 def test_album_command_fails_where_nothing_serves(tmp_path):
@@ -376,7 +494,7 @@ def test_adapt_without_any_usable_photo(tmp_path):
     Image.new("RGB", (64, 64), "blue").save(photo)
     result = run("adapt", photo, "-o", tmp_path / "a.safetensors")
     assert result.exit_code != 0 and "none of the 1 photo(s) is usable" in result.stderr
-    assert "SwinIR" in result.output
+    assert result.output.count("SwinIR") == 1 and result.output.count("usable") == 1, "nothing twice"
 
 
 # --- real people -------------------------------------------------------------------------------------------------
@@ -392,6 +510,14 @@ def test_real_strangers(model, shared):
         assert [photo.name for photo in report.left_out] == [str(stranger)]
     report = metagpen.check_album(model, lisa)
     assert len(report.usable) == len(lisa) and all(photo.sharpness > limits.SOFT for photo in report.photos)
+
+
+def test_real_people_with_half_an_album_each(model, shared):
+    wild = shared / "photos" / "celeba_wild_256"
+    photos = [photo for name in ("7211", "7212") for photo in sorted((wild / name).glob("*.jpg"))[:5]]
+    report = metagpen.check_album(model, photos)
+    assert report.divided and max(report.people) == 5
+    assert not metagpen.check_album(model, photos[:5]).divided
 
 
 def test_real_covered_and_cut_off_faces(shared):
@@ -413,6 +539,8 @@ def test_the_figures_are_those_of_the_thresholds():
     many = next(row for row in val["identity"] if row["others"] == 5)
     assert many["at"][str(limits.STRANGER)]["own_below"] < 0.05
     assert many["at"][str(limits.DOUBTFUL)]["strangers_above"] < 0.01
+    assert all(val["divided"][name]["divided"] > 0.95 for name in ("3 + 3", "5 + 5", "7 + 7"))
+    assert all(val["divided"][name]["divided"] < 0.01 for name in ("5", "8", "14"))
     assert val["sharpness"]["128"]["soft"] < 0.05 < 0.9 < val["sharpness"]["32"]["soft"]
 
 
