@@ -494,7 +494,7 @@ def test_adapt_without_any_usable_photo(tmp_path):
     Image.new("RGB", (64, 64), "blue").save(photo)
     result = run("adapt", photo, "-o", tmp_path / "a.safetensors")
     assert result.exit_code != 0 and "not usable" in result.stderr
-    assert result.output.count("SwinIR") == 1 and result.output.count("usable") == 1, "nothing twice"
+    assert result.output.count("SwinIR") == 1 and result.output.count("not usable") == 1, "nothing twice"
 
 
 # --- real people -------------------------------------------------------------------------------------------------
