@@ -138,7 +138,9 @@ def test_two_people_are_two_groups_however_many_photos_they_have(many, few):
     bob = normalize(bob + 0.2 * ada, dim=0)  # people resemble each other
     photos = [*alike_photos(ada, many), *alike_photos(bob, few)]
     people = agree.groups(photos)
-    assert [sorted(group.faces) for group in people] == [list(range(many)), list(range(many, many + few))]
+    found = [sorted(group.faces) for group in people]
+    assert sorted(found) == [list(range(many)), list(range(many, many + few))]
+    assert many == few or len(found[0]) == many, "the person on more photos first"
     assert agree.is_divided(people, len(photos)) == (many == few)
 
 
