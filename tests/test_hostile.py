@@ -977,7 +977,7 @@ def test_control_c_ends_the_workers_of_pairs_too(place):
                str(place / "out"), "--num-workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # & of a shell ignores it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's & ignores
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline and not list(place.glob("out/LR/*.png")):
         time.sleep(0.02)
