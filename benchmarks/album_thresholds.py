@@ -5,7 +5,6 @@ photos each in one studio; lisa seven). Photos come from `$METAGPEN_SHARED`, or 
 repository. Faces are recognised by the embedded recogniser, as `metagpen album` does it. Minutes on one core.
 
     python benchmarks/album_thresholds.py    # writes benchmarks/results/album_thresholds.json, tables in docs/album.md
-    python benchmarks/album_thresholds.py divided   # only the albums of two people; the other figures stay
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from __future__ import annotations
 import io
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import measure
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,7 +28,8 @@ from metagpen import degrade, recognise
 from metagpen.check import limits, measures
 from metagpen.check.agree import cosine_to_others, groups, is_divided, most_typical
 from metagpen.errors import MetagpenError, PhotoError
-from metagpen.evaluate.report import replace_between, table
+from metagpen.evaluate import report
+from metagpen.evaluate.report import table
 from metagpen.evaluate.tasks import generator_of, load_crop
 from metagpen.faces import crop_face, detect_many, to_pil, to_tensor
 from metagpen.identities import People, Photo, split
@@ -362,14 +360,6 @@ def measured(work: Callable[[], dict], name: str) -> dict:
     return result
 
 
-def rounded(value):
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return round(value, 4) if isinstance(value, float) else value
-
-
 def main() -> None:
     torch.set_num_threads(1)
     photos = SHARED / "photos"
@@ -377,8 +367,6 @@ def main() -> None:
         if not (photos / name).is_dir():
             raise MetagpenError(f"{photos / name} is not there; set METAGPEN_SHARED")
     recogniser = recognise.load()
-    if sys.argv[1:] == ["divided"]:
-        return only_divided(recogniser)
     val = load_val(recogniser)
     london = load_faces(People.from_folder(photos / "london_512"), recogniser)
     found = {}
@@ -391,22 +379,16 @@ def main() -> None:
     found["celeba_wild_256, val"]["album_sizes"] = measured(lambda: album_sizes(val), "album sizes")
     found["celeba_wild_256, val"]["coverage"] = measured(lambda: coverage(val, recogniser), "coverage")
     found["london_512"]["sharpness at 512"] = measured(lambda: sharpness(london, 512, 60), "sharpness at 512")
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     thresholds = {name: getattr(limits, name) for name in (
         "FEWEST", "MOST", "STRANGER", "DOUBTFUL", "TWO_PEOPLE", "COPY", "ALIKE", "SMALL", "SOFT", "BLURRED",
         "TURNED", "UNSURE", "COVERED", "CUT_OFF")}
-    facts = {"thresholds": thresholds, "recogniser": recogniser.name, "commit": git.stdout.strip(),
-             "torch": torch.__version__, "machine": platform.machine(), "threads": 1,
-             "cpu_seconds": round(time.process_time())}
-    write({**rounded(found), **facts}, tables(found))
-
-
-def only_divided(recogniser: recognise.Recogniser) -> None:
-    """Measures anew how albums of two people are judged, in the results there are."""
-    found = json.loads(RESULTS.read_text())
-    found["celeba_wild_256, val"]["divided"] = rounded(albums(load_val(recogniser)))
-    found["thresholds"]["TWO_PEOPLE"] = limits.TWO_PEOPLE
-    write(found, {"divided": divided_table(found["celeba_wild_256, val"]["divided"])})
+    facts = {"thresholds": thresholds, "recogniser": recogniser.name, "commit": report.commit(),
+             "machine": report.machine(), "cpu_seconds": round(time.process_time())}
+    report.write_text(RESULTS, json.dumps({**measure.rounded(found), **facts}, indent=1) + "\n")
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in tables(found).items():
+        page = report.replace_between(page, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text)
+    report.write_text(PAGE, page)
 
 
 def load_val(recogniser: recognise.Recogniser) -> Faces:
@@ -415,17 +397,5 @@ def load_val(recogniser: recognise.Recogniser) -> Faces:
     return load_faces(people["val"], recogniser)
 
 
-def write(found: dict, texts: dict[str, str]) -> None:
-    """The results, and tables of the page by their markers."""
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    page = PAGE.read_text()
-    for name, text in texts.items():
-        page = replace_between(page, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text)
-    PAGE.write_text(page)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"error: {error}")
+    measure.run(main)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 
 from metagpen.errors import MetagpenError
+from metagpen.evaluate import report
 from metagpen.identities import People, StreamedPhotos, pack, read_shards, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,8 +99,7 @@ def main() -> None:
             row = figures(size, Path(folder) / str(size))
             rows.append({key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()})
             print(json.dumps(rows[-1]), flush=True)
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    facts = {"commit": git.stdout.strip(), "torch": torch.__version__, "machine": platform.machine(), "threads": 1,
+    facts = {"commit": report.commit(), "torch": torch.__version__, "machine": platform.machine(), "threads": 1,
              "batch": BATCH, "load_average": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}
     RESULTS.write_text(json.dumps({"rows": rows, **facts}, indent=1) + "\n")
     insert(table(rows), PAGE)

@@ -17,7 +17,6 @@ write, at the bandwidth of a copy in the same run.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ from metagpen.adaptation import AdaptConfig
 from metagpen.adaptation.loop import Album, Objective, draw, inner_step
 from metagpen.adaptation.optimise import new_optimiser
 from metagpen.devices import has_bf16
-from metagpen.errors import ConfigError, MetagpenError
+from metagpen.errors import ConfigError
 from metagpen.evaluate import report
 from metagpen.faces import FFHQ_LANDMARKS
 from metagpen.gpen import GPEN
@@ -297,7 +296,4 @@ def main(given: Sequence[str] | None = None) -> list[measure.Row]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"inner_step: {error}")
+    measure.run(main)

@@ -16,7 +16,6 @@ At 128 px the embedded model; at other sizes random weights, for which everythin
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -267,7 +266,4 @@ def main(given: Sequence[str] | None = None) -> list[measure.Row]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"many_people: {error}")
+    measure.run(main)

@@ -11,14 +11,11 @@ template from one photo; lisa from four) and the val people of celeba_wild_256 (
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import measure
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -26,8 +23,8 @@ from torch.nn.functional import normalize
 import metagpen
 from metagpen import recognise
 from metagpen.errors import MetagpenError
+from metagpen.evaluate import report
 from metagpen.evaluate.engine import named_degradations
-from metagpen.evaluate.report import replace_between, table
 from metagpen.evaluate.tasks import Task, damage, load_crop, load_task
 from metagpen.identities import People, fixed_episode, split
 from metagpen.model import MetaGPEN
@@ -115,13 +112,7 @@ def page_table(rows: list[dict]) -> str:
         lines.append([row["set"], row["degradation"], *(f"{row[key]:.2f}" for key in (
             "own_mean", "own_5_percent", "others_mean", "others_99_percent")), f"{row['closest_is_own']:.0%}",
             f"{row['legible']:.0%}", f"{at['own']:.0%}", f"{at['others']:.1%}"])
-    return table(heads, lines)
-
-
-def rounded(value):
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
+    return report.table(heads, lines)
 
 
 def main() -> None:
@@ -131,20 +122,16 @@ def main() -> None:
     rows = []
     for name, people, shots in sets():
         for degradation, ways in cosines(model, recogniser, people, shots).items():
-            rows += [{"set": name, "degradation": degradation, "way": way, **rounded(figures(*found))}
+            rows += [{"set": name, "degradation": degradation, "way": way, **measure.rounded(figures(*found))}
                      for way, found in ways.items()]
     if not rows:
         raise MetagpenError(f"neither london_512 nor celeba_wild_256 is in {SHARED / 'photos'}; set METAGPEN_SHARED")
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     facts = {"model": model.fingerprint, "recogniser": recogniser.name, "used": USED, "same_person": SAME_PERSON,
-             "severity_legible": LEGIBLE, "commit": git.stdout.strip(),
-             "torch": torch.__version__, "machine": platform.machine(), "threads": 1}
-    RESULTS.write_text(json.dumps({"rows": rows, **facts}, indent=1) + "\n")
-    PAGE.write_text(replace_between(PAGE.read_text(), *MARKERS, page_table(rows)))
+             "severity_legible": LEGIBLE, "commit": report.commit(),
+             "machine": report.machine()}
+    report.write_json(RESULTS, rows, **facts)
+    report.write_text(PAGE, report.replace_between(PAGE.read_text(encoding="utf-8"), *MARKERS, page_table(rows)))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"error: {error}")
+    measure.run(main)

@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import gc
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from metagpen.devices import synchronise
+from metagpen.errors import MetagpenError
 from metagpen.evaluate import report
 from metagpen.memory import keep_freed_memory
 
@@ -81,6 +83,14 @@ def begin(arguments: argparse.Namespace) -> torch.device:
     return torch.device(arguments.device)
 
 
+def run(main: Callable[[], Any]) -> None:
+    """A script's `main`, what is wrong told in a line."""
+    try:
+        main()
+    except MetagpenError as error:
+        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+
+
 def exact_float32() -> None:
     """float32 means float32 on a GPU too, not TF32."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -132,6 +142,8 @@ def rounded(value: Any) -> Any:
     """Floats to five significant digits, wherever they stand."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

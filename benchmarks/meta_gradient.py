@@ -256,7 +256,4 @@ def main(given: Sequence[str] | None = None) -> list[measure.Row]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"meta_gradient: {error}")
+    measure.run(main)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
 from metagpen.errors import MetagpenError
+from metagpen.evaluate import report
 from metagpen.evaluate.report import replace_between
 from metagpen.identities import People, embed_photos, mining_quality, split
 from metagpen.recognise import load
@@ -61,8 +61,7 @@ def main() -> None:
     parts = split(People.from_folder(SHARED / "photos" / "celeba_wild_256"), SHARED / "photos" / "splits.csv",
                   strict=False)
     rows = [row for part in PHOTOS for row in figures(part, parts[part])]
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    facts = {"commit": git.stdout.strip(), "torch": torch.__version__, "machine": platform.machine(), "threads": 2}
+    facts = {"commit": report.commit(), "torch": torch.__version__, "machine": platform.machine(), "threads": 2}
     RESULTS.write_text(json.dumps({"rows": rows, **facts}, indent=1) + "\n")
     PAGE.write_text(replace_between(PAGE.read_text(), *MARKERS, table(rows)))
 

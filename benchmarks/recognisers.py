@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metagpen.errors import MetagpenError
+from metagpen.evaluate import report
 from metagpen.identities import People, split
 from metagpen.recognise import Recogniser, load, verification
 from metagpen.recognise.distil import read_photo
@@ -135,8 +135,7 @@ def main() -> None:
     if "--speed" in sys.argv[1:]:
         result = json.loads(RESULTS.read_text())
     else:
-        git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-        result = {"rows": accuracies(recognisers), "commit": git.stdout.strip(), "torch": torch.__version__,
+        result = {"rows": accuracies(recognisers), "commit": report.commit(), "torch": torch.__version__,
                   "machine": platform.machine(), "threads": 1,
                   "protocol": f"ten folds; at most {MOST_PAIRS} pairs of one person, as many of two; seed 0"}
     measured = speeds(recognisers)

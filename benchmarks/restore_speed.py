@@ -9,7 +9,6 @@ aligned faces, in turns: the embedded model at 128 px, and random weights at 256
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import measure
@@ -78,7 +77,4 @@ def main(given: Sequence[str] | None = None) -> list[measure.Row]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"restore_speed: {error}")
+    measure.run(main)
