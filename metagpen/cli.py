@@ -376,7 +376,7 @@ def restore(
 
             if (behind := person_behind(model, network)) is not None:
                 people, network = {behind.metadata["fine_tuned"]: behind}, behind.model
-            elif not store:
+            else:
                 raise DataError("--strength, --sweep and --null-space say how much of a person is let in: give "
                                 "--person or --store, or a --model-path that `metagpen train -opt` made")
         gallery = Gallery(people, network)

@@ -90,6 +90,22 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def same_run(place: str | Path, then: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
+    """Raises ConfigError, naming the key, when the run that lies at `place` was of another configuration."""
+    then, now = flat(then), flat(now)
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            raise ConfigError(f"{place} holds a run with {key} = {then.get(key)}, now it is {now.get(key)}; {advice}")
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
 def _assignments(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[list[str], Any]]:
     """Each override as (keys, value); strings are split at the first '='."""
     if isinstance(overrides, Mapping):

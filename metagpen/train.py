@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, Dataset
 from . import degrade, recognise
 from .adaptation.loop import mirror
 from .atomic import whole_file
-from .config import Config
+from .config import Config, same_run
 from .errors import CheckpointError, ConfigError, DataError
-from .evaluate.report import contact_sheet
+from .evaluate.report import contact_sheet, write_text
 from .faces import to_pil
 from .gpen import GPEN
 from .gpen.discriminator import Discriminator
@@ -55,6 +55,8 @@ from .person.start import IdentityStart
 from .tensors import write_tensors
 from .weights import load
 from .workers import finishing
+
+TAKE_ANOTHER = "take another output_dir, or the configuration that the run began with"
 
 
 class LossWeights(Config):
@@ -439,9 +441,8 @@ class Trainer:
         if self.projected is not None:
             state["projected"] = self.projected.state_dict()
             state["projected_optimiser"] = self.projected_optimiser.state_dict()
-        temporary = self.folder / "last.pt.part"
-        torch.save(state, temporary)
-        temporary.replace(self.folder / "last.pt")
+        with whole_file(self.folder / "last.pt") as temporary:
+            torch.save(state, temporary)
         self.average.module.save(self.folder / "ema.safetensors")
 
     def resume(self) -> bool:
@@ -449,8 +450,8 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location=self.device)
-        same_run(path, *map(_bound, (json.loads(state["config"]), self.config.model_dump(mode="json")),
-                            [state["stage_index"]] * 2))
+        then, now = json.loads(state["config"]), self.config.model_dump(mode="json")
+        same_run(path, _bound(then, state["stage_index"]), _bound(now, state["stage_index"]), TAKE_ANOTHER)
         if state["stage_index"] >= len(self.config.stages):
             raise CheckpointError(f"{path}: was written in stage {state['stage_index']}, the configuration has only "
                                   f"{len(self.config.stages)} stages")
@@ -512,22 +513,22 @@ def _bound(config: dict[str, Any], stage: int) -> dict[str, Any]:
     return {key: value for key, value in {**config, "stages": stages}.items() if key not in free}
 
 
-def same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ConfigError, naming the key, when the run that `path` holds was of another configuration."""
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise ConfigError(f"{path}: holds a run with {key} = {before.get(key)}, now it is {now.get(key)}; take "
-                              "another output_dir, or the configuration that the run began with")
-
-
 def forget_later_steps(path: Path, step: int) -> None:
     """Leaves out what a log of JSON Lines says from `step` on: a killed run was further than what it saved."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-    with whole_file(path) as temporary:
-        Path(temporary).write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
+
+
+def tensorboard(folder: Path, begin: int) -> Any | None:
+    """A SummaryWriter that forgets what lies after step `begin`; None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=begin)
 
 
 @contextmanager

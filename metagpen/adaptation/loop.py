@@ -17,7 +17,7 @@ from .. import degrade, recognise
 from ..config import Config
 from ..devices import has_bf16, synchronise
 from ..errors import ConfigError, MetagpenError, PhotoError
-from ..faces import FFHQ_LANDMARKS, single_face, to_tensor
+from ..faces import FFHQ_LANDMARKS, LEFT_RIGHT, single_face, to_tensor
 from ..faces.photo import PhotoSource
 from ..gpen.discriminator import Discriminator
 from ..losses import RecogniserLoss, chroma_l1, gradient_l1, l1
@@ -134,12 +134,16 @@ def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int = 
     Deterministic for a seed on one machine's CPU, on a GPU up to the order of its sums. Raises PhotoError for no photo,
     or for one that shows no usable face.
     """
-    given = (config or AdaptConfig()).model_dump(exclude_unset=True)
-    config = AdaptConfig.from_dict({**given, "steps": steps, "start": start, "seed": seed, "people_per_batch": 1},
-                                   source="adapt")
-    config.check_rule(model)
+    config = settled("adapt", model, config, steps=steps, start=start, seed=seed, people_per_batch=1)
     one = {"": photos}
     return next(iter(adapt_stream(model, one.items(), config, recogniser, critic, progress)))[1]
+
+
+def settled(caller: str, model: MetaGPEN, config: AdaptConfig | None, **given: Any) -> AdaptConfig:
+    """The configuration with what was given apart from it. Raises ConfigError for impossible or idle settings."""
+    found = AdaptConfig.from_dict({**(config or AdaptConfig()).model_dump(exclude_unset=True), **given}, source=caller)
+    found.check_rule(model)
+    return found
 
 
 def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSource] | Tensor]], config: AdaptConfig,
@@ -341,7 +345,7 @@ def draw(albums: Sequence[Album], degradation: degrade.Degradation, config: Adap
 
 def mirror(landmarks: Tensor, size: int) -> Tensor:
     """Landmarks [B, 5, 2] of horizontally flipped images: x mirrored (continuous pixels), left and right exchanged."""
-    flipped = landmarks[:, [1, 0, 2, 4, 3]].clone()
+    flipped = landmarks[:, LEFT_RIGHT].clone()
     flipped[..., 0] = size - flipped[..., 0]
     return flipped
 

@@ -24,7 +24,7 @@ from ..errors import ConfigError, DataError
 from ..faces.photo import PhotoSource
 from ..model import MetaGPEN
 from ..person import Person, PersonStore
-from .loop import AdaptConfig, OnError, adapt_stream
+from .loop import AdaptConfig, OnError, adapt_stream, settled
 
 Photos = Sequence[PhotoSource] | Tensor
 People = Mapping[str, Photos] | Iterable[tuple[str, Photos]]
@@ -52,11 +52,8 @@ def adapt_many(model: MetaGPEN, people: People, steps: int = 32, *, start: bool 
     Returns the store, or without one a dict. A person's result does not depend on who shares the batch, up to float
     rounding.
     """
-    given = (config or AdaptConfig()).model_dump(exclude_unset=True) | {"steps": steps, "start": start, "seed": seed}
-    if batch is not None:
-        given["people_per_batch"] = batch
-    config = AdaptConfig.from_dict(given, source="adapt_many")
-    config.check_rule(model)
+    given = {} if batch is None else {"people_per_batch": batch}
+    config = settled("adapt_many", model, config, steps=steps, start=start, seed=seed, **given)
     if engine not in ENGINES:
         raise ConfigError(f"engine '{engine}' is not known; choose one of {', '.join(ENGINES)}")
     if engine == "ray" and store is None:

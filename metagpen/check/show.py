@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
+from ..atomic import whole_file
 from ..errors import DataError
 from ..evaluate.report import contact_sheet
 from .album import AlbumReport, PhotoReport, tails
@@ -99,12 +99,7 @@ def picture_writer(path: Path) -> Callable[[Image.Image], None]:
         raise DataError(f"{path}: no picture format is called '{path.suffix}'; end the name in .png or .jpg")
 
     def write(picture: Image.Image) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
+        with whole_file(path) as temporary:
             picture.save(temporary, format=kind)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     return write

@@ -477,8 +477,8 @@ def own_photos_apart(people: People, person: str, shots: int, size: int, seed: i
 def measurable(people: People, settings: CurveSettings, size: int) -> People:
     """Those with photos enough for the largest support and the queries under every seed. DataError for nobody."""
 
-    shots, queries = max(settings.shots), (settings.max_queries, settings.min_queries)
-    kept = tasks.measurable(people, shots, size, settings.seeds, *queries)
+    shots = max(settings.shots)
+    kept = tasks.measurable(people, shots, size, settings.seeds, settings.max_queries, settings.min_queries)
     if not kept:
         raise DataError(
             f"nobody in {people} has {shots} photos to learn from and {settings.min_queries} "

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metagpen.devices import synchronise
 from metagpen.errors import ConfigError
 from metagpen.evaluate import metrics, report
 from metagpen.evaluate.records import Record
@@ -140,8 +139,6 @@ def personalise(
         return model.restore, 0.0
     began = time.perf_counter()
     person = adapt(model, list(support), steps=method.steps, seed=seed, start=method.start)
-    if isinstance(device := getattr(model, "device", None), torch.device):
-        synchronise(device)
     return person.restore_batch, time.perf_counter() - began
 
 

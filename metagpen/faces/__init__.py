@@ -2,6 +2,7 @@
 
 from .align import (
     FFHQ_LANDMARKS,
+    LEFT_RIGHT,
     AlignedFace,
     crop_face,
     crop_matrix,
@@ -28,6 +29,7 @@ from .photo import (
 
 __all__ = [
     "FFHQ_LANDMARKS",
+    "LEFT_RIGHT",
     "PHOTO_SUFFIXES",
     "AlignedFace",
     "Face",

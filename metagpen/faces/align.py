@@ -25,6 +25,9 @@ FFHQ_LANDMARKS = np.array([
 mouth corners (left, right). Measured on 11,274 aligned crops (CelebA, LFW, London set) and made
 symmetric."""
 
+LEFT_RIGHT = [1, 0, 2, 4, 3]
+"""The order of a mirrored face's landmarks: whose left is right."""
+
 MAX_REACH = 0.75  # crop share outside the photo beyond which landmarks cannot belong to it
 
 

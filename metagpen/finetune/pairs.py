@@ -13,11 +13,20 @@ from torch import Tensor
 
 from ..degrade import Degradation
 from ..errors import DataError, PhotoError
-from ..faces import PHOTO_SUFFIXES, crop_face, describe, invert, load_photo, single_face, to_tensor, transform
+from ..faces import (
+    LEFT_RIGHT,
+    PHOTO_SUFFIXES,
+    crop_face,
+    describe,
+    invert,
+    load_photo,
+    single_face,
+    to_tensor,
+    transform,
+)
 from .options import ColorJitter, Pairs, TrainPairs
 
 Batch = tuple[Tensor, Tensor, Tensor]  # truth, degraded [B, 3, S, S] in [-1, 1]; landmarks [B, 5, 2] in pixels
-LEFT_RIGHT = [1, 0, 2, 4, 3]  # landmarks of a mirrored face: whose left is right
 LARGEST_RATIO = 16  # sides of the sharp photo over sides of the degraded one
 
 

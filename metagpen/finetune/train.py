@@ -26,6 +26,7 @@ from ..adaptation.adversarial import CRITIC_BETAS, critic_step, person_step, rel
 from ..adaptation.loop import Objective, default_recogniser, describe, rate
 from ..adaptation.optimise import Adam
 from ..atomic import whole_file
+from ..config import same_run
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate.engine import in_batches
 from ..evaluate.report import write_text
@@ -34,11 +35,12 @@ from ..gpen.discriminator import Discriminator
 from ..model import MetaGPEN
 from ..person import Person, folded, mean_identity, new_parameters
 from ..recognise import Recogniser
+from ..train import tensorboard
 from ..weights import load
 from ..weights.files import read_state
 from .options import Options
 from .pairs import Batch, PairSet, draw, hold_back, read_pairs
-from .watch import HeldOut, Series, plot_curves, tensorboard
+from .watch import HeldOut, Series, plot_curves
 
 CRITIC_NARROW = 0.125  # width of a discriminator that begins from scratch, as in base training
 FREE_TO_CHANGE = {"logger": True, "device": True, "val": {"val_freq"}}  # options that change no number
@@ -380,11 +382,7 @@ class FineTune:
     def _same_run(self, state: Mapping[str, Any]) -> None:
         """Raises ConfigError, naming what differs, when the state belongs to another run."""
         advice = f"give this run another name, or move {self.folder} away"
-        then, now = flat(yaml.safe_load(state["options"])), flat(self._bound())
-        for key in sorted(then.keys() | now.keys()):
-            if then.get(key) != now.get(key):
-                raise ConfigError(f"{self.folder} holds a run with {key} = {then.get(key)}, now it is {now.get(key)}; "
-                                  f"{advice}")
+        same_run(self.folder, yaml.safe_load(state["options"]), self._bound(), advice)
         for key, found, what in (("photos", self._photos(), "other photos"),
                                  ("model", self.model.fingerprint, "another model to begin from")):
             if state[key] != found:
@@ -396,14 +394,6 @@ def mean_embedding(recogniser: Recogniser, pairs: PairSet) -> Tensor:
     """Who the sharp photos show, [E], unit length: what a Person's photos are matched by."""
     device = next(recogniser.parameters()).device
     return mean_identity(recogniser.embed(pairs.truth.to(device), pairs.landmarks.to(device))).cpu()
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def shared_photos(first: Tensor, second: Tensor) -> list[tuple[int, int]]:

@@ -100,12 +100,3 @@ def plot_curves(path: Path, rows: Sequence[Mapping[str, Any]], joint_from: int, 
     figure.suptitle(title, fontsize="medium")
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-
-
-def tensorboard(folder: Path, begin: int) -> Any | None:
-    """A SummaryWriter that forgets what lies after iteration `begin`; None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=begin)

@@ -26,7 +26,8 @@ from torch.optim.swa_utils import AveragedModel
 from .. import recognise
 from ..adaptation import AdaptConfig, adapt
 from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw
-from ..config import Config
+from ..atomic import whole_file
+from ..config import Config, same_run
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
 from ..evaluate.engine import named_degradations
@@ -36,7 +37,16 @@ from ..identities import PackedPhotos, People, load_people, pack, split
 from ..model import MetaGPEN
 from ..person import mean_identity
 from ..person.rule import InnerRule, RuleConfig
-from ..train import ema_with_warmup, embed_all, forget_later_steps, log_of_step, run_or_go_on, same_run, scheduled
+from ..train import (
+    TAKE_ANOTHER,
+    ema_with_warmup,
+    embed_all,
+    forget_later_steps,
+    log_of_step,
+    run_or_go_on,
+    scheduled,
+    tensorboard,
+)
 from ..weights import load
 from ..workers import finishing
 from . import ENGINES, OUTER_LOOPS, Problem, Progress
@@ -335,9 +345,8 @@ class Trainer:
         state = {"step": self.step, "best": self.best, "config": self.config.model_dump_json(),
                  "learned": {name: value for own in self.groups.values() for name, value in own.items()},
                  "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
-        temporary = self.folder / "last.pt.part"
-        torch.save(state, temporary)
-        temporary.replace(self.folder / "last.pt")
+        with whole_file(self.folder / "last.pt") as temporary:
+            torch.save(state, temporary)
         self.average.module.save(self.folder / "ema.safetensors")
 
     def resume(self) -> bool:
@@ -345,8 +354,9 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location=self.device)
-        same_run(path, *({key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
-                         for config in (json.loads(state["config"]), self.config.model_dump(mode="json"))))
+        then, now = ({key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
+                     for config in (json.loads(state["config"]), self.config.model_dump(mode="json")))
+        same_run(path, then, now, TAKE_ANOTHER)
         mine = {name: value for own in self.groups.values() for name, value in own.items()}
         if mine.keys() != state["learned"].keys():
             raise CheckpointError(f"{path}: learned other weights than this configuration does; take another "
@@ -365,7 +375,7 @@ class Trainer:
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
         forget_later_steps(self.folder / f"log{self.rank or ''}.jsonl", self.step)
-        board = tensorboard(self.folder) if self.rank == 0 else None
+        board = tensorboard(self.folder, self.step) if self.rank == 0 else None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn())
         with (ProgressBar(*columns, console=console, disable=self.rank > 0) as progress,
@@ -426,15 +436,6 @@ def process_of_run(device: str) -> tuple[int, int]:
 def average_over_processes(value: Tensor) -> None:
     dist.all_reduce(value)
     value /= dist.get_world_size()
-
-
-def tensorboard(folder: Path) -> Any:
-    """A TensorBoard writer where that package is installed; None elsewhere."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))
 
 
 def prepare(config: MetaConfig) -> Trainer:

@@ -57,15 +57,6 @@ def is_metagpen(path: Path) -> bool:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def generator_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError for a Person's."""
-    state = load_file(path)
-    if "latent.offset" in state:
-        raise CheckpointError(f"{path}: a Person file, what one person adds to a model; restore with --person, or "
-                              "Person.load(file, model)")
-    return state
-
-
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The generator's tensors in a .pth or .safetensors file, unwrapped; nothing in it is executed.
 
@@ -74,15 +65,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
-            return generator_tensors(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
             raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint") from error
         raise CheckpointError(f"{path}: holds Python objects beside tensors and is not opened, because they could run "
                               f"code; save its state dict alone ({str(error).splitlines()[0]})") from error
-    except CheckpointError:
-        raise
     except Exception as error:  # the unpickler stumbles over foreign bytes in many ways: KeyError, EOFError, ...
         raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint ({type(error).__name__})") from error
     for name in WRAPPERS:
@@ -92,6 +82,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path}: no generator found; expected its state dict, plain or under "
                               f"{', '.join(WRAPPERS)}")
+    if "latent.offset" in state:
+        raise CheckpointError(f"{path}: a Person file, what one person adds to a model; restore with --person, or "
+                              "Person.load(file, model)")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
