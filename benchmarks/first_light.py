@@ -194,7 +194,7 @@ def write_readmes(figures: str) -> None:
 def write_sheets(found: Evaluation, config: EvaluateConfig, model: metagpen.MetaGPEN) -> Path:
     """Contact sheets of the val people, for looking at in runs/ only: a line per query, a column per method."""
     columns = [("generic", 0), ("start", 1), ("start", 5), ("adapt", 5), ("zero", 5), ("wrong-adapt", 5)]
-    people, folder, size = load_people(config), found.folder / "sheets", model.size
+    people, folder, size = load_people(config, model.size), found.folder / "sheets", model.size
     folder.mkdir(exist_ok=True)
     for person in people:
         task = load_task(people, person, max(config.shots), size, config.seed, config.max_queries)

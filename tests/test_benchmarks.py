@@ -191,3 +191,14 @@ def test_page_shows_the_committed_figures(name):
         return
     module = script(name.removesuffix("_512"))
     assert between == measure.both(json.loads(path.read_text()), module.page).strip()
+
+
+def test_first_light_runs_to_its_end(shared, monkeypatch, tmp_path):
+    """Two people, one step, to the page and the contact sheets; nothing is published."""
+    first_light = script("first_light")
+    whole = first_light.configuration
+    short = {"steps": 1, "max_people": 2, "max_queries": 2, "work_dir": str(tmp_path), "progress": False}
+    monkeypatch.setattr(first_light, "configuration", lambda arguments: whole(arguments).model_copy(update=short))
+    monkeypatch.setattr(sys, "argv", ["first_light.py", "--dry"])
+    first_light.main()
+    assert len(list(tmp_path.glob("*/sheets/heavy_*.png"))) == 2 and list(tmp_path.glob("*/page.md"))
