@@ -242,7 +242,8 @@ def album(
     from .check.show import album_sheet, album_table, picture_writer, reason_lines
 
     files = one_persons_files(photos)
-    if output and (file := output.resolve()):
+    if output:
+        file = output.resolve()
         if folder := next((path for path in photos if path.is_dir() and path.resolve() in file.parents), None):
             raise DataError(f"{output}: lies in {folder}, and would be one of its photos the next time; write the "
                             "sheet to another folder")
@@ -669,10 +670,9 @@ def matching_paths(path: Path) -> list[Path]:
 
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
-    from .faces import PHOTO_SUFFIXES
+    from .faces import PHOTO_SUFFIXES, is_photo
 
-    found = sorted(map(Path, glob.glob(str(path), recursive=True)))
-    photos = [file for file in found if file.suffix.lower() in PHOTO_SUFFIXES and file.is_file()]
+    photos = [file for file in sorted(map(Path, glob.glob(str(path), recursive=True))) if is_photo(file)]
     if not photos:
         raise DataError(f"{path}: no photo matches this pattern ({', '.join(sorted(PHOTO_SUFFIXES))})")
     return photos

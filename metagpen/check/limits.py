@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..errors import PhotoError
-from ..faces import PHOTO_SUFFIXES, Face, PhotoSource, crop_face, describe, detect, load_photo, outside_share, to_tensor
+from ..faces import Face, PhotoSource, crop_face, describe, detect, is_photo, load_photo, outside_share, to_tensor
 from ..faces.detect import MAX_OUTSIDE, MIN_CROP_SIDE
 from . import measures
 
@@ -204,7 +204,3 @@ def learned_name(path: Path) -> Path:
     """Where to put what is learned from a folder: beside it, never inside, not even where it is called '.'."""
     whole = path if path.name not in ("", "..") else path.resolve()
     return whole.with_name(f"{whole.name}_learned") if whole.name else whole / "learned"
-
-
-def is_photo(path: Path) -> bool:
-    return path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()

@@ -118,6 +118,11 @@ def save_photo(image: Image.Image, path: str | Path) -> Path:
     return path
 
 
+def is_photo(path: Path) -> bool:
+    """Whether a file is there whose suffix is one of PHOTO_SUFFIXES."""
+    return path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
+
+
 def photo_format(path: Path) -> str:
     """PIL's name of the format that the file's suffix stands for. Raises DataError for one not in PHOTO_SUFFIXES."""
     if path.suffix.lower() not in PHOTO_SUFFIXES:
