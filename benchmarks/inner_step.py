@@ -66,7 +66,7 @@ class Published(Objective):
     """The same objective around the published way of computing."""
 
     def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast():
             return published_gpen.restore(self.model.gpen, poor, parameters).float()
 
 

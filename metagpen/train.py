@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from . import degrade, recognise
+from . import degrade, devices, recognise
 from .adaptation.loop import mirror
 from .atomic import whole_file
 from .config import Config, same_run
+from .devices import bf16_autocast
 from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet, write_text
 from .faces import to_pil
@@ -118,7 +119,7 @@ class TrainConfig(Config):
     ema: float = 0.998
     seed: int = 0
     device: str = "cpu"
-    bf16: bool = True
+    bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     threads: int | None = None
     workers: int = Field(0, ge=0, description="processes that make batches ahead; 0: none, best beside CPU training")
     card: dict[str, Any] = Field({}, description="added to the model's card, e.g. its licence and training data")
@@ -198,6 +199,8 @@ def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool
               batch: int = 64) -> Tensor:
     """Embeddings [N, D] of all packed photos, by the recogniser where it lies; kept in a file named after the photos,
     the recogniser and the precision."""
+    device = next((value.device for value in recogniser.parameters()), torch.device("cpu"))
+    bf16 = bf16 and devices.has_bf16(device)
     digest = hashlib.sha256(photos.images.numpy().tobytes())
     digest.update(photos.landmarks.numpy().tobytes() + str(bf16).encode())
     for value in recogniser.state_dict().values():
@@ -206,8 +209,7 @@ def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool
     if file.exists():
         return load_file(file)["embeddings"]
     parts = []
-    device = next((value.device for value in recogniser.parameters()), torch.device("cpu"))
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), bf16_autocast(device, bf16):
         for index in torch.arange(len(photos)).split(batch):
             crops, landmarks = photos.batch(index).to(device), photos.landmarks[index].to(device)
             parts.append(recogniser.embed(crops, landmarks).float().cpu())
@@ -313,7 +315,7 @@ class Trainer:
     # -- one step ---------------------------------------------------------------------------------------------
 
     def forward(self, model: MetaGPEN, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with bf16_autocast(self.device, self.config.bf16):
             offset = model.gate.nobody + model.start(batch.identity) * batch.known[:, None, None]
             poor = batch.poor.contiguous(memory_format=torch.channels_last)
             return model.gpen(poor, offset, model.gate).float()
@@ -326,7 +328,7 @@ class Trainer:
             terms["gradient"] = weight.gradient * gradient_l1(restored, batch.truth).mean()
         if weight.chroma:
             terms["chroma"] = weight.chroma * chroma_l1(restored, batch.truth).mean()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with bf16_autocast(self.device, self.config.bf16):
             if weight.perceptual or weight.identity or weight.projected:
                 seen = self.seen = self.recogniser_loss(restored, batch.truth, batch.landmarks, batch.poor)
                 terms["perceptual"] = weight.perceptual * seen.perceptual.mean()
@@ -353,7 +355,7 @@ class Trainer:
         return terms
 
     def critic_step(self, restored: Tensor, truth: Tensor) -> dict[str, float]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with bf16_autocast(self.device, self.config.bf16):
             loss = discriminator_loss(self.critic(truth).float(), self.critic(restored.detach()).float())
         if self.step % self.stage.r1_every == 0:
             half = max(2, len(truth) // 2)
@@ -364,7 +366,7 @@ class Trainer:
         return {"critic": float(loss.detach())}
 
     def projected_step(self, restored: Tensor, truth: Tensor, seen: RecogniserTerms) -> dict[str, float]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with bf16_autocast(self.device, self.config.bf16):
             real = self.projected(luma(truth), seen.true_maps)
             fake = self.projected(luma(restored.detach()), [m.detach() for m in seen.maps])
             losses = [discriminator_loss(a.float(), b.float()) for a, b in zip(real, fake, strict=True)]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel
 
-from metagpen import recognise, train
+from metagpen import devices, recognise, train
 from metagpen.errors import ConfigError, DataError
 from metagpen.model import MetaGPEN
 
@@ -197,6 +197,17 @@ def test_every_feature_of_the_encoder_learns_from_the_first_step(config):
     trainer.losses(trainer.forward(trainer.model, batch), batch)["l1"].backward()
     for block in trainer.model.gpen.encoder:
         assert block[0][-2].weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_only_where_it_is_native(config, monkeypatch, native):
+    """Elsewhere it is emulated, an order of magnitude slower than float32: there wanting it changes nothing."""
+    monkeypatch.setattr(devices, "has_bf16", lambda device: native)
+    config = config.model_copy(update={"stages": [config.stages[0].model_copy(update={"steps": 1})]})
+    models = [train.train(config.model_copy(update={"bf16": bf16, "output_dir": config.output_dir / str(bf16)}))
+              for bf16 in (True, False)]
+    wanted, plain = (MetaGPEN.from_file(file).state_dict() for file in models)
+    assert all(torch.equal(wanted[name], plain[name]) for name in plain) is not native
 
 
 def test_impossible_configurations(config):

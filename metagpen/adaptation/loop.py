@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .. import degrade, recognise
 from ..config import Config
-from ..devices import has_bf16, synchronise
+from ..devices import bf16_autocast, synchronise
 from ..errors import ConfigError, MetagpenError, PhotoError
 from ..faces import FFHQ_LANDMARKS, LEFT_RIGHT, single_face, to_tensor
 from ..faces.photo import PhotoSource
@@ -362,10 +363,10 @@ class Objective:
         self.model, self.config, self.origin = model, config, origin
         self.degradation = degrade.by_name("mixed", **config.degradation)
         self.recogniser_loss = RecogniserLoss(recogniser) if recogniser else None
-        self.bf16 = config.bf16 and has_bf16(model.device)
+        self.autocast = partial(bf16_autocast, model.device, config.bf16)
 
     def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast():
             return personal_forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
                                     self.config.spec, frozen=True, gate=self.model.gate,
                                     filling=self.model.filling(poor)).float()
@@ -379,7 +380,7 @@ class Objective:
         if config.chroma:
             loss = loss + config.chroma * chroma_l1(restored, truth)
         if config.perceptual or config.identity:
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            with self.autocast():
                 seen = self.recogniser_loss(restored, truth, landmarks, poor)
             loss = loss + config.perceptual * seen.perceptual + config.identity * seen.identity
         moved = parameters["latent.offset"] - (0 if self.origin is None else self.origin)

@@ -419,7 +419,7 @@ def in_place_of_weights(
         return functional_call(gpen, {**shared, **own}, (images, sum(added) if added else None))
 
     def loss(parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
-        with torch.autocast(poor.device.type, torch.bfloat16, enabled=objective.bf16):
+        with objective.autocast():
             restored = forward(parameters, poor).float()
         return objective.terms({OFFSET: parameters.get(OFFSET, nowhere)}, restored, truth, poor, landmarks)
 

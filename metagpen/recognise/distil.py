@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Config
+from ..devices import bf16_autocast
 from ..errors import ConfigError, DataError
 from ..identities import People, Photo, split
 from ..tensors import write_tensors
@@ -250,7 +251,7 @@ class Trainer:
         """Every stage, and the head, fed with what the teacher has there."""
         wanted, target = self.targets(views)
         student = self.student
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with bf16_autocast(self.device):
             entrances = [student.stem(self.view(views).contiguous(memory_format=torch.channels_last)), *wanted[:-1]]
             maps = [stage(entrance) for stage, entrance in zip(student.stages, entrances)]
             embedding = student.head(wanted[-1])
@@ -263,7 +264,7 @@ class Trainer:
         c, count = self.config, len(views)
         wanted, target = self.targets(views)
         copies = degrade(views[:c.degraded], self.generator)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with bf16_autocast(self.device):
             maps = self.student.maps(self.view(torch.cat([views, copies])))
             embedding = self.student.head(maps[-1])
         embedding = F.normalize(embedding.float(), dim=1)
