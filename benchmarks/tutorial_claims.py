@@ -2,13 +2,16 @@
 
 For each of a few held-out people (val of celeba_wild_256): 3 to 8 photos become pairs by `metagpen pairs` with BSRGAN
 at scale 1, `metagpen train -opt` learns from them, and the person's other photos, degraded in the same way, are
-restored. Variants differ from the tutorial in one thing each. Writes benchmarks/results/tutorial_claims.json and the
-tables in docs/tutorial.md and docs/tutorial.zh-CN.md. Photos come from `$METAGPEN_SHARED`, or the folder `shared`
-beside this repository; finished people and variants are kept in runs/, so an interrupted run goes on.
+restored. Variants differ in one thing each: LoRA from the tutorial itself, step decay and rotation from a shorter run
+of it (`compared` iterations). Writes benchmarks/results/tutorial_claims.json and the tables in docs/tutorial.md and
+docs/tutorial.zh-CN.md. Photos come from `$METAGPEN_SHARED`, or the folder `shared` beside this repository. Finished
+people and variants are kept in runs/, so an interrupted run goes on; those in the JSON file already, of the same model
+and configuration, are not measured again, so more people can be added.
 
-    python benchmarks/tutorial_claims.py                                    # 4 people, 2,000 iterations: hours
-    python benchmarks/tutorial_claims.py --people 1 --iterations 20 --dry   # a quick look that changes no file
-    python benchmarks/tutorial_claims.py --tables                           # only the tables, from the JSON file
+    python benchmarks/tutorial_claims.py                              # 2 people: 3 hours on two cores with AVX2
+    python benchmarks/tutorial_claims.py --workers 2 --threads 1      # one person on each core
+    python benchmarks/tutorial_claims.py --people 1 --iterations 20 --compared 10 --dry    # changes no file
+    python benchmarks/tutorial_claims.py --tables                     # only the tables, from the JSON file
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +60,16 @@ LEVEL = "moderate"  # BSRGAN at scale 1, as the tutorial degrades
 STOPS = 4  # held-out figures at so many places on the way
 
 Values = dict[str, float | None]
+Record = dict[str, Any]
 
 
 class Claims(Config):
-    """What is measured. `people`: the first of the split, by name; `queries`: at most so many photos of each."""
+    """What is measured. `people`: the first of the split, by name; `compared`: iterations of the shorter runs;
+    `queries`: at most so many photos of each person."""
 
-    people: int = 4
+    people: int = 2
     iterations: int = 2000
+    compared: int = 500
     shots: int = 5
     queries: int = 8
     adapt_steps: int = 32
@@ -73,25 +82,44 @@ class Claims(Config):
 # --- measuring ---------------------------------------------------------------------------------------------------
 
 
-def measured(config: Claims) -> list[dict[str, Any]]:
+def measured(config: Claims, workers: int, threads: int | None) -> list[Record]:
     """One record per person and variant: figures on the held-out photos, seconds of learning, figures on the way."""
     data, scorer = SHARED / "photos" / "celeba_wild_256", SHARED / "weights" / config.scorer
     for needed in (data, scorer):
         if not needed.exists():
             raise DataError(f"{needed} is absent; point METAGPEN_SHARED at the folder that holds photos/ and weights/")
     held_out = split(load_people(data), data.parent / "splits.csv")["val"]
-    records = []
-    for person in sorted(held_out)[: config.people]:
-        records += person_records(config, held_out, person, scorer)
-    return records
+    persons = sorted(held_out)[: config.people]
+    one = partial(person_records, config, held_out, scorer, earlier(config), threads)
+    if workers == 1:
+        found = map(one, persons)
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn"), keep_freed_memory) as pool:
+            found = list(pool.map(one, persons))
+    return [record for records in found for record in records]
 
 
-def person_records(config: Claims, people: People, person: str, scorer: Path) -> list[dict[str, Any]]:
+def identical(config: Claims) -> dict[str, Any]:
+    """What two measurements must have in common to stand in one table."""
+    return {**config.model_dump(exclude={"people"}), "fingerprint": metagpen.load(config.model).fingerprint}
+
+
+def earlier(config: Claims) -> dict[tuple[str, str], Record]:
+    """By (person, variant): records of the results file, if they are of the same model and configuration."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"same": None}
+    if found["same"] != identical(config):
+        return {}
+    return {(record["person"], record["variant"]): record for record in found["records"]}
+
+
+def person_records(config: Claims, people: People, scorer: Path, known: Mapping[tuple[str, str], Record],
+                   threads: int | None, person: str) -> list[Record]:
     """Every variant on one person; each is written down as soon as it is done."""
-    model = metagpen.load(config.model)
-    digest = hashlib.sha256(f"{config.model_dump_json()}{model.fingerprint}".encode()).hexdigest()[:12]
+    if threads:
+        torch.set_num_threads(threads)
+    digest = hashlib.sha256(json.dumps(identical(config)).encode()).hexdigest()[:12]
     folder = ROOT / "runs" / "tutorial_claims" / digest / person
-    task = load_task(people, person, config.shots, model.size, config.seed, config.queries)
+    task = load_task(people, person, config.shots, metagpen.load(config.model).size, config.seed, config.queries)
     write_photos(folder, task, config)
     variants: dict[str, Callable[[], dict[str, Any]]] = {
         name: lambda name=name, changes=changes: fine_tuned(options(config, folder, name, scorer, **changes))
@@ -102,9 +130,14 @@ def person_records(config: Claims, people: People, person: str, scorer: Path) ->
     found = []
     for name, run in variants.items():
         file = folder / f"{name}.json"
+        if (person, name) in known:
+            found.append(known[person, name])
+            continue
         if not file.exists():
             print(f"{person}: {name}", flush=True)
-            report.write_text(file, json.dumps({"person": person, "variant": name, **run()}) + "\n")
+            about = {"person": person, "variant": name, "commit": report.commit(),
+                     "machine": report.machine_line(report.machine())}  # fmt: skip
+            report.write_text(file, json.dumps({**about, **run()}) + "\n")
         found.append(json.loads(file.read_text()))
     return found
 
@@ -126,27 +159,30 @@ def write_photos(folder: Path, task: Task, config: Claims) -> None:
 
 def variations(config: Claims) -> dict[str, dict[str, Any]]:
     """What each variant of the fine-tune changes."""
-    half, late = config.iterations // 2, 3 * config.iterations // 4
+    length = config.compared
+    steps = {"type": "MultiStepLR", "milestones": [length // 2, 3 * length // 4], "gamma": 0.5}
     return {
         "tutorial": {},
-        "step-decay": {"scheduler": {"type": "MultiStepLR", "milestones": [half, late], "gamma": 0.5}},
-        "rotation": {"use_rot": True},
+        "short": {"iterations": length},
+        "step-decay": {"iterations": length, "scheduler": steps},
+        "rotation": {"iterations": length, "use_rot": True},
     }
 
 
-def options(config: Claims, folder: Path, name: str, scorer: Path, scheduler: Mapping | None = None,
-            use_rot: bool = False) -> Options:
+def options(config: Claims, folder: Path, name: str, scorer: Path, iterations: int | None = None,
+            scheduler: Mapping | None = None, use_rot: bool = False) -> Options:
     """The tutorial's options file with these changes."""
+    iterations = iterations or config.iterations
     train = {"dataroot_gt": folder / "pairs" / "GT", "dataroot_lq": folder / "pairs" / "LR", "aligned": True,
              "resize_crop": [0.9, 1.1], "color_jitter": {"brightness": 0.1, "contrast": 0.1}, "use_rot": use_rot}
     val = {"dataroot_gt": folder / "val" / "GT", "dataroot_lq": folder / "val" / "LR", "aligned": True}
     return Options.from_dict({
         "name": name, "datasets": {"train": train, "val": val}, "manual_seed": config.seed, "device": "cpu",
         "path": {"pretrain_network_g": config.model, "experiments_root": folder / "experiments"},
-        "train": {"total_iters": config.iterations, "warmup_iter": min(100, config.iterations // 20),
+        "train": {"total_iters": iterations, "warmup_iter": min(100, iterations // 20),
                   "scheduler": scheduler or {"type": "CosineAnnealingLR", "eta_min": 1e-6}},
-        "val": {"val_freq": max(1, config.iterations // STOPS), "recogniser": str(scorer)},
-        "logger": {"save_checkpoint_freq": config.iterations, "use_tb_logger": False},
+        "val": {"val_freq": max(1, iterations // STOPS), "recogniser": str(scorer)},
+        "logger": {"save_checkpoint_freq": iterations, "use_tb_logger": False},
     })  # fmt: skip
 
 
@@ -190,7 +226,7 @@ def held_out(run: FineTune, restore: Callable) -> Values:
 # --- summing up --------------------------------------------------------------------------------------------------
 
 
-def summary(config: Claims, records: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(config: Claims, records: list[Record]) -> dict[str, Any]:
     """Means over people with 95 % intervals; differences are paired by person."""
     by = {(record["variant"], record["person"]): record for record in records}
     names = sorted({record["person"] for record in records})
@@ -209,11 +245,13 @@ def summary(config: Claims, records: list[dict[str, Any]]) -> dict[str, Any]:
     metrics = [name for name, value in records[0]["after"].items() if value is not None]
     variants = {}
     for variant in dict.fromkeys(record["variant"] for record in records):
+        against = compared_with(variant)
         variants[variant] = {
             "seconds": mean({name: by[variant, name]["seconds"] for name in names}),
             **{metric: mean(values(variant, metric)) for metric in metrics},
             **{f"{metric}_gain": gain(variant, metric, values("tutorial", metric, "before")) for metric in metrics},
-            **{f"{metric}_against_tutorial": gain(variant, metric, values("tutorial", metric)) for metric in metrics},
+            "against": against,
+            **{f"{metric}_against": gain(variant, metric, values(against, metric)) for metric in metrics},
         }
     before = {metric: mean(values("tutorial", metric, "before")) for metric in metrics}
     stops = [row["iter"] for row in by["tutorial", names[0]]["series"]]
@@ -221,8 +259,13 @@ def summary(config: Claims, records: list[dict[str, Any]]) -> dict[str, Any]:
                                            - by["tutorial", name]["series"][0]["psnr"] for name in names})}
            for k, at in enumerate(stops)]  # fmt: skip
     return {"config": config.model_dump(), "people": len(names), "lpips": "lpips" in metrics, "before": before,
-            "variants": variants, "way": way, "commit": report.commit(),
-            "machine": report.machine_line(report.machine())}  # fmt: skip
+            "variants": variants, "way": way, "commits": sorted({record["commit"] for record in records}),
+            "machine": "; ".join(sorted({record["machine"] for record in records}))}  # fmt: skip
+
+
+def compared_with(variant: str) -> str:
+    """The run that a variant differs from in one thing."""
+    return "short" if variant in ("step-decay", "rotation") else "tutorial"
 
 
 TEXT = {
@@ -236,8 +279,9 @@ TEXT = {
         "ours": "`metagpen adapt`, {0} steps, instead", "nothing": "–", "after": "after {0}: {1} dB",
         "and": "{0} of PSNR, {1} of identity",
         "foot": "{people} people whom no training saw, {shots} photos of each to learn from, at most {queries} others "
-                "restored, BSRGAN at scale 1, {iterations} iterations; in brackets the 95 % interval over people; "
-                "differences are to the model before, those of the lower rows to the fine-tune. {machine}.",
+                "restored, BSRGAN at scale 1, {iterations} iterations; in brackets the 95 % interval over people. "
+                "Differences are to the model before; those of LoRA and `adapt` to the fine-tune; annealing and "
+                "rotation are compared in runs of {compared} iterations. {machine}.",
     },
     "zh": {
         "heads": ("说法", "教程", "实测"), "missing": "尚未测量", "absent": "不可用：缺少 LPIPS 的骨干网络文件",
@@ -247,8 +291,8 @@ TEXT = {
         "identity": "身份相似度（余弦），留出照片", "ours": "改用 `metagpen adapt`，{0} 步", "nothing": "–",
         "after": "{0} 次后：{1} dB", "and": "PSNR {0}，身份 {1}",
         "foot": "{people} 位训练中从未出现的人，每人用 {shots} 张照片学习，至多复原另外 {queries} 张；退化为 BSRGAN"
-                "（scale 1），{iterations} 次迭代。方括号内是对人重采样的 95 % 区间；差值相对于训练前的模型，"
-                "下面几行相对于微调。{machine}。",
+                "（scale 1），{iterations} 次迭代。方括号内是对人重采样的 95 % 区间。差值相对于训练前的模型；"
+                "LoRA 与 `adapt` 相对于微调；退火与旋转用 {compared} 次迭代的训练比较。{machine}。",
     },
 }  # fmt: skip
 
@@ -278,15 +322,15 @@ def figures(found: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
 
     def against(variant: str) -> str:
         changes = variants[variant]
-        return text["and"].format(signed(changes["psnr_against_tutorial"], 2, " dB"),
-                                  signed(changes["identity_against_tutorial"], 3))  # fmt: skip
+        return text["and"].format(signed(changes["psnr_against"], 2, " dB"),
+                                  signed(changes["identity_against"], 3))  # fmt: skip
 
     def absolute(metric: str, digits: int, unit: str = "") -> str:
         value = f"{own[metric]['mean']:.{digits}f}{unit}, {signed(own[metric + '_gain'], digits)}"
         return text["generic"].format(value, f"{found['before'][metric]['mean']:.{digits}f}{unit}")
 
     way = "; ".join(text["after"].format(stop["iter"], signed(stop["psnr_gain"])) for stop in found["way"][1:])
-    scheduled = {key: -value for key, value in variants["step-decay"]["psnr_against_tutorial"].items()}
+    scheduled = {key: -value for key, value in variants["step-decay"]["psnr_against"].items()}
     scheduled["lo"], scheduled["hi"] = scheduled["hi"], scheduled["lo"]
     return [way, text["minute"].format(f"{own['seconds']['mean'] / 60:.1f}"), absolute("psnr", 2, " dB"),
             absolute("lpips", 3) if found["lpips"] else text["absent"], signed(scheduled, 2, " dB"),
@@ -305,23 +349,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, field in Claims.model_fields.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=field.annotation, default=field.default)
-    parser.add_argument("--threads", type=int, help="threads of torch; default: as many as it takes")
+    parser.add_argument("--workers", type=int, default=1, help="people at a time, each in a process of its own")
+    parser.add_argument("--threads", type=int, help="threads of torch in each; default: as many as it takes")
     parser.add_argument("--dry", action="store_true", help="print the tables; write nothing outside runs/")
     parser.add_argument("--tables", action="store_true", help="measure nothing; write the tables anew")
     given = vars(parser.parse_args())
-    threads, dry, only_tables = given.pop("threads"), given.pop("dry"), given.pop("tables")
+    workers, threads, dry, only_tables = (given.pop(name) for name in ("workers", "threads", "dry", "tables"))
     if only_tables:
         write_tables(json.loads(RESULTS.read_text()) if RESULTS.exists() else None)
         return
-    if threads:
-        torch.set_num_threads(threads)
     config = Claims(**given)
     recognise.load(SHARED / "weights" / config.scorer)  # better now than after an hour
-    records = measured(config)
+    records = measured(config, workers, threads)
     found = summary(config, records)
     print("\n\n".join(table(found, language) for language in TEXT))
     if not dry:
-        report.write_text(RESULTS, json.dumps(found | {"records": records}, indent=1, allow_nan=False) + "\n")
+        found |= {"same": identical(config), "records": records}
+        report.write_text(RESULTS, json.dumps(found, indent=1, allow_nan=False) + "\n")
         write_tables(found)
 
 

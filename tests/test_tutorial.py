@@ -140,11 +140,12 @@ def test_the_claims_are_summed_up_over_people():
     records = []
     for person, base in (("a", 20.0), ("b", 24.0)):
         before = {"psnr": base, "ssim": 0.5, "identity": 0.4, "lpips": None}
-        for variant, more in (("tutorial", 1.0), ("step-decay", 0.8), ("rotation", 0.5), ("lora", 1.2), ("adapt", 0.3)):
+        for variant, more in (("tutorial", 1.0), ("short", 0.9), ("step-decay", 0.7), ("rotation", 0.4), ("lora", 1.2),
+                              ("adapt", 0.3)):  # fmt: skip
             after = {**before, "psnr": base + more, "identity": 0.4 + more / 10}
             series = [{"iter": 0, **before}, {"iter": 20, **after}]
             records.append({"person": person, "variant": variant, "before": before, "after": after, "seconds": 60.0,
-                            "series": series})  # fmt: skip
+                            "series": series, "commit": "c", "machine": "m"})  # fmt: skip
     found = tutorial_claims.summary(config, records)
     assert found["variants"]["tutorial"]["psnr"]["mean"] == pytest.approx(23.0)
     assert found["variants"]["tutorial"]["psnr_gain"]["mean"] == pytest.approx(1.0)
