@@ -50,6 +50,7 @@ from metagpen.finetune.train import FineTune
 from metagpen.finetune.watch import read_series
 from metagpen.identities import People, load_people, split
 from metagpen.memory import keep_freed_memory
+from metagpen.workers import obey_parent, uninterrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
@@ -94,9 +95,16 @@ def measured(config: Claims, workers: int, threads: int | None) -> list[Record]:
     if workers == 1:
         found = map(one, persons)
     else:
-        with ProcessPoolExecutor(workers, get_context("spawn"), keep_freed_memory) as pool:
-            found = list(pool.map(one, persons))
+        with ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker) as pool:
+            with uninterrupted():
+                found = pool.map(one, persons)
+            found = list(found)
     return [record for records in found for record in records]
+
+
+def prepare_worker() -> None:
+    obey_parent()
+    keep_freed_memory()
 
 
 def identical(config: Claims) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""Which outer loop pays? Every loop that ships, trained from the same base at equal budget, then measured on held-out
+people.
+
+All begin from the embedded model without its learned rule, with the rates of configs/meta_128.yml, and see the same
+episodes in the same meta-steps; only `loop` differs. *adapt* is that beginning itself, at the rates set by hand: what a
+loop must beat. First order, Adam inside. (MAML is FOMAML then; in second order it asks for SGD inside, whose rates
+would need a search of their own. What second order costs: benchmarks/meta_gradient.py.) Measured on the val people of
+celeba_wild_256 with a recogniser that no loss used, faces of 16 px and moderate damage, after 0, 8 and 32 inner steps.
+
+Rows go to benchmarks/results/outer_loops.json, the page to docs/results/outer_loops.md. Photos come from
+`$METAGPEN_SHARED`, or the folder `shared` beside this repository. Trainings and finished people are kept in runs/.
+
+    python benchmarks/outer_loops.py                       # 70 meta-steps of 4 people each; goes on where it was
+    python benchmarks/outer_loops.py --device cuda         # where there is a GPU
+    python benchmarks/outer_loops.py --meta-steps 2 --max-people 2 --max-queries 2 --dry    # a quick look
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from metagpen import load
+from metagpen.errors import DataError, MetagpenError
+from metagpen.evaluate import curve_report, report
+from metagpen.evaluate.curve import CurveConfig, run_curve
+from metagpen.memory import keep_freed_memory
+from metagpen.meta import OUTER_LOOPS
+from metagpen.meta.train import MetaConfig, meta_train
+from metagpen.model import MetaGPEN
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+RESULTS = ROOT / "benchmarks" / "results" / "outer_loops.json"
+PAGE = ROOT / "docs" / "results" / "outer_loops.md"
+CONFIG = ROOT / "configs" / "meta_128.yml"
+RUNS = ROOT / "runs" / "outer_loops"
+SCORER = "068"
+LOOPS = [name for name in OUTER_LOOPS if name != "maml"]
+
+
+def base(model: str) -> Path:
+    """The model without its learned rule, in a file: where every loop begins."""
+    found = load(model)
+    file = RUNS / f"base_{found.fingerprint[:12]}.safetensors"
+    if not file.exists():
+        MetaGPEN(found.gpen, found.start, found.card).save(file, torch.float32)
+    return file
+
+
+def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path, float]:
+    """(the averaged model, seconds of meta-steps) of a loop; goes on where it was stopped."""
+    shared = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    photos = SHARED / "photos"
+    folder = RUNS / f"{begin.stem}_{arguments.meta_steps}" / loop
+    config = MetaConfig.from_dict({
+        **shared, "loop": loop, "base": str(begin), "meta_steps": arguments.meta_steps, "device": arguments.device,
+        "data": [photos / "celeba_wild_256", photos / "lfw_176"], "split": photos / "splits.csv",
+        "loss_recogniser": str(SHARED / "weights" / Path(shared["loss_recogniser"]).name), "output_dir": folder,
+        "validate_every": arguments.meta_steps, "validate_people": 1, "validate_queries": 1, "validate_steps": [0],
+    })  # fmt: skip
+    model = meta_train(config)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return model, sum(config.people / record["people_per_second"] for record in log)
+
+
+def measured(begin: Path, models: dict[str, Path], arguments: argparse.Namespace) -> list[report.Row]:
+    """All loops' models and the beginning, by hand, on the same held-out people, paired against generic."""
+    photos = SHARED / "photos"
+    config = CurveConfig.from_dict(dict(
+        model=str(begin), meta_models={loop: str(model) for loop, model in models.items()},
+        data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split="val",
+        trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
+        recognisers={SCORER: str(SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt")},
+        degradations=["hard", "moderate"], methods=["generic", "adapt", *(f"meta-{loop}" for loop in models)],
+        shots=[1, 5], steps=[0, 8, 32], schedule="per-run", max_people=arguments.max_people,
+        max_queries=arguments.max_queries, workers=arguments.workers, threads=arguments.threads,
+        device=arguments.device, work_dir=str(RUNS / "curves")))  # fmt: skip
+    return curve_report.summary(run_curve(config)[0])
+
+
+def page(rows: list[report.Row], seconds: dict[str, float], meta_steps: int) -> str:
+    first = rows[0]
+    cost = report.table(["loop", "minutes of training", "of the cheapest"],
+                        [[loop, f"{own / 60:.1f}", f"{own / min(seconds.values()):.1f}x"]
+                         for loop, own in seconds.items()])  # fmt: skip
+    tables = "\n\n".join(f"## {heading}\n\n{table}" for heading, table in curve_report.tables(rows))
+    return f"""# Outer loops at equal budget
+
+Written by `benchmarks/outer_loops.py`; the rows are in `benchmarks/results/outer_loops.json`. Commit
+{first["commit"]}, {first["machine"]}.
+
+Every loop begins from the embedded model without its learned rule and sees the same people in {meta_steps} meta-steps.
+`adapt`: that beginning itself, at the rates set by hand.
+
+{cost}
+
+{curve_report.READING}
+
+{tables}
+"""
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded", help="checkpoint or name")
+    parser.add_argument("--loops", nargs="+", default=LOOPS, choices=list(OUTER_LOOPS))
+    parser.add_argument("--meta-steps", type=int, default=70)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--max-people", type=int, help="only the first people")
+    parser.add_argument("--max-queries", type=int, default=6, help="at most so many queries per person")
+    parser.add_argument("--workers", type=int, default=1, help="processes that measure")
+    parser.add_argument("--threads", type=int, help="threads of torch in each")
+    parser.add_argument("--dry", action="store_true", help="print the page; write nothing outside runs/")
+    arguments = parser.parse_args()
+    if not (SHARED / "photos" / "celeba_wild_256").exists():
+        raise DataError(f"{SHARED}/photos is absent; METAGPEN_SHARED must name the folder of photos/ and weights/")
+    begin = base(arguments.model)
+    runs = {loop: trained(loop, begin, arguments) for loop in arguments.loops}
+    seconds = {loop: spent for loop, (_, spent) in runs.items()}
+    rows = measured(begin, {loop: model for loop, (model, _) in runs.items()}, arguments)
+    text = page(rows, seconds, arguments.meta_steps)
+    print(text)
+    if arguments.dry:
+        return
+    report.write_json(RESULTS, rows, seconds=seconds, meta_steps=arguments.meta_steps, machine=report.machine())
+    report.write_text(PAGE, text)
+    print(f"written: {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MetagpenError as error:
+        sys.exit(f"outer_loops: {error}")
