@@ -140,8 +140,8 @@ def test_the_claims_are_summed_up_over_people():
     records = []
     for person, base in (("a", 20.0), ("b", 24.0)):
         before = {"psnr": base, "ssim": 0.5, "identity": 0.4, "lpips": None}
-        for variant, more in (("tutorial", 1.0), ("short", 0.9), ("step-decay", 0.7), ("rotation", 0.4), ("lora", 1.2),
-                              ("adapt", 0.3)):  # fmt: skip
+        for variant, more in (("tutorial", 1.0), ("short", 0.9), ("step-decay", 0.7), ("rotation", 0.4), ("fresh", 1.0),
+                              ("lora", 1.2), ("adapt", 0.3)):  # fmt: skip
             after = {**before, "psnr": base + more, "identity": 0.4 + more / 10}
             series = [{"iter": 0, **before}, {"iter": 20, **after}]
             records.append({"person": person, "variant": variant, "before": before, "after": after, "seconds": 60.0,
