@@ -199,12 +199,13 @@ def options(config: Claims, folder: Path, name: str, scorer: Path, iterations: i
 
 
 def fine_tuned(given: Options) -> dict[str, Any]:
-    """`metagpen train -opt` with these options."""
+    """`metagpen train -opt` with these options; scored here, by the metrics that there are now."""
     run = FineTune(given, None, Console(quiet=True), "cpu")
     run.begin()
-    finished = run.run()
+    run.run()
+    before, after = held_out(run, run.model.restore), held_out(run, run.person.restore_batch)
     series = read_series(given.folder / "validation.csv")
-    return {"before": finished.before, "after": finished.after, "seconds": run.seconds, "series": series}
+    return {"before": before, "after": after, "seconds": run.seconds, "series": series}
 
 
 def low_rank(config: Claims, given: Options) -> dict[str, Any]:
@@ -254,10 +255,14 @@ def summary(config: Claims, records: list[Record]) -> dict[str, Any]:
         found = paired_gain(values(variant, metric), against, seed=config.seed)
         return {"mean": found.mean, "lo": found.lo, "hi": found.hi}
 
-    metrics = [name for name, value in records[0]["after"].items() if value is not None]
+    def known(variant: str) -> list[str]:
+        """Metrics that everybody has."""
+        return [metric for metric in by[variant, names[0]]["after"] if None not in values(variant, metric).values()]
+
     variants = {}
     for variant in dict.fromkeys(record["variant"] for record in records):
         against = compared_with(variant)
+        metrics = [metric for metric in known(variant) if metric in known(against)]
         variants[variant] = {
             "seconds": mean({name: by[variant, name]["seconds"] for name in names}),
             **{metric: mean(values(variant, metric)) for metric in metrics},
@@ -265,12 +270,12 @@ def summary(config: Claims, records: list[Record]) -> dict[str, Any]:
             "against": against,
             **{f"{metric}_against": gain(variant, metric, values(against, metric)) for metric in metrics},
         }
-    before = {metric: mean(values("tutorial", metric, "before")) for metric in metrics}
+    before = {metric: mean(values("tutorial", metric, "before")) for metric in known("tutorial")}
     stops = [row["iter"] for row in by["tutorial", names[0]]["series"]]
     way = [{"iter": at, "psnr_gain": mean({name: by["tutorial", name]["series"][k]["psnr"]
                                            - by["tutorial", name]["series"][0]["psnr"] for name in names})}
            for k, at in enumerate(stops)]  # fmt: skip
-    return {"config": config.model_dump(), "people": len(names), "lpips": "lpips" in metrics, "before": before,
+    return {"config": config.model_dump(), "people": len(names), "lpips": "lpips" in before, "before": before,
             "variants": variants, "way": way, "commits": sorted({record["commit"] for record in records}),
             "machine": "; ".join(sorted({record["machine"] for record in records}))}  # fmt: skip
 
