@@ -148,9 +148,9 @@ Model {found.settings["model"]}, commit {first["commit"]}, on {first["machine"]}
 
 def summary(found: Evaluation) -> str:
     """The table in README.md."""
-    first = found.rows[0]
+    first, metrics = found.rows[0], ["psnr"] if found.lpips == "not available" else ["psnr", "lpips"]
     tables = "\n\n".join(
-        f"{name.capitalize()} degradation:\n\n" + report.figures_table(found.rows, name, [SCORER], ["psnr"])
+        f"{name.capitalize()} degradation:\n\n" + report.figures_table(found.rows, name, [SCORER], metrics)
         for name in found.settings["degradations"]
     )
     return f"""{first["identities"]} real people whom no training saw, {first["queries"]} restored photos; identity is
@@ -167,7 +167,7 @@ CHINESE = {  # the words of README.md's figures; where one phrase holds another,
     "余弦，所用识别器没有进入任何损失；\n圆括号内是相对于通用模型的增益及其对人的 95 % 区间。LPIPS：",
     ". [All figures and how they were measured](docs/results/first_light.md).":
         "。[全部数字与测量方法](docs/results/first_light.md)。",
-    "not available": "不可用", "Heavy degradation:": "重度退化：", "Moderate degradation:": "中度退化：",
+    "not available": "不可用", "alexnet, real backbone": "AlexNet，真实骨干网络", "Heavy degradation:": "重度退化：", "Moderate degradation:": "中度退化：",
     "| method |": "| 方法 |", "identity, ": "身份，", "of ceiling": "占上限", "| worse |": "| 变差 |",
     "s per person": "每人秒数", "degraded input": "退化的输入", "generic model": "通用模型",
     "wrong person's photos, start, ": "别人的照片，起点，", "wrong person's photos, adapt, ": "别人的照片，适配，",
