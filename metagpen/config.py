@@ -142,17 +142,18 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], source: str, fl
     """One line for one of pydantic's problems."""
     keys = [str(part) for part in problem["loc"]]
     dotted = ".".join(keys)
+    key = repr(dotted)  # a key may hold anything, a line break too
     if any(dotted == flag or dotted.startswith(flag + ".") for flag in flags):
         source = "override"
     if problem["type"] == "extra_forbidden":
         known = _field_names(model, keys[:-1])
         near = get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{'.'.join(keys[:-1] + near)}'?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"{source}: unknown key '{dotted}'; {hint}"
+        return f"{source}: unknown key {key}; {hint}"
     if problem["type"] == "missing":
-        return f"{source}: key '{dotted}' is required"
+        return f"{source}: key {key} is required"
     message = problem["msg"].removeprefix("Value error, ")
-    where = f"{source}: '{dotted}'" if dotted else source
+    where = f"{source}: {key}" if dotted else source
     given = problem["input"]
     shown = f", not {SHORT.repr(given)}" if isinstance(given, (str, int, float, bool, list, type(None))) else ""
     return f"{where}: {_one_line(message[:1].lower() + message[1:])}{shown}"

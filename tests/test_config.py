@@ -52,6 +52,10 @@ def failure(*args, **kwargs) -> str:
     return str(caught.value)
 
 
+def test_a_key_with_a_line_break_is_named_in_one_line(write):
+    assert r"unknown key 'a\nb'" in failure(write('"a\\nb": 1'))
+
+
 def test_file_and_defaults(write):
     config = Training.from_yaml(write("total_iters: 7\noptimiser: {rate: 1e-2}\ndata: {root: photos}\n"))
     assert config.total_iters == 7
