@@ -12,7 +12,7 @@ Rows go to benchmarks/results/outer_loops.json, the page to docs/results/outer_l
 
     python benchmarks/outer_loops.py                       # 70 meta-steps of 4 people each; goes on where it was
     python benchmarks/outer_loops.py --device cuda         # where there is a GPU
-    python benchmarks/outer_loops.py --meta-steps 2 --max-people 2 --max-queries 2 --dry    # a quick look
+    python benchmarks/outer_loops.py --loops lslr --meta-steps 2 --max-people 1 --max-queries 2 --steps 0 1 --dry
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def measured(begin: Path, models: dict[str, Path], arguments: argparse.Namespace
         trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
         recognisers={SCORER: str(SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt")},
         degradations=["hard", "moderate"], methods=["generic", "adapt", *(f"meta-{loop}" for loop in models)],
-        shots=[1, 5], steps=[0, 8, 32], schedule="per-run", max_people=arguments.max_people,
+        shots=arguments.shots, steps=arguments.steps, schedule="per-run", max_people=arguments.max_people,
         max_queries=arguments.max_queries, workers=arguments.workers, threads=arguments.threads,
         device=arguments.device, work_dir=str(RUNS / "curves")))  # fmt: skip
     return curve_report.summary(run_curve(config)[0])
@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--model", default="embedded", help="checkpoint or name")
     parser.add_argument("--loops", nargs="+", default=LOOPS, choices=list(OUTER_LOOPS))
     parser.add_argument("--meta-steps", type=int, default=70)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5], help="photos to learn from")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 8, 32], help="inner steps to measure after")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--max-people", type=int, help="only the first people")
     parser.add_argument("--max-queries", type=int, default=6, help="at most so many queries per person")
