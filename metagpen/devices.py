@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 
+@cache
 def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions are native: where they are not they run, but many times slower than float32."""
+    """Whether bfloat16 convolutions are native: where they are not they run, but slower than float32."""
     if device.type == "cpu":
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -30,7 +30,6 @@ from . import degrade, devices, recognise
 from .adaptation.loop import mirror
 from .atomic import whole_file
 from .config import Config, same_run
-from .devices import bf16_autocast
 from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet, write_text
 from .faces import to_pil
@@ -209,7 +208,7 @@ def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool
     if file.exists():
         return load_file(file)["embeddings"]
     parts = []
-    with torch.no_grad(), bf16_autocast(device, bf16):
+    with torch.no_grad(), devices.bf16_autocast(device, bf16):
         for index in torch.arange(len(photos)).split(batch):
             crops, landmarks = photos.batch(index).to(device), photos.landmarks[index].to(device)
             parts.append(recogniser.embed(crops, landmarks).float().cpu())
@@ -315,7 +314,7 @@ class Trainer:
     # -- one step ---------------------------------------------------------------------------------------------
 
     def forward(self, model: MetaGPEN, batch: Batch) -> Tensor:
-        with bf16_autocast(self.device, self.config.bf16):
+        with devices.bf16_autocast(self.device, self.config.bf16):
             offset = model.gate.nobody + model.start(batch.identity) * batch.known[:, None, None]
             poor = batch.poor.contiguous(memory_format=torch.channels_last)
             return model.gpen(poor, offset, model.gate).float()
@@ -328,7 +327,7 @@ class Trainer:
             terms["gradient"] = weight.gradient * gradient_l1(restored, batch.truth).mean()
         if weight.chroma:
             terms["chroma"] = weight.chroma * chroma_l1(restored, batch.truth).mean()
-        with bf16_autocast(self.device, self.config.bf16):
+        with devices.bf16_autocast(self.device, self.config.bf16):
             if weight.perceptual or weight.identity or weight.projected:
                 seen = self.seen = self.recogniser_loss(restored, batch.truth, batch.landmarks, batch.poor)
                 terms["perceptual"] = weight.perceptual * seen.perceptual.mean()
@@ -355,7 +354,7 @@ class Trainer:
         return terms
 
     def critic_step(self, restored: Tensor, truth: Tensor) -> dict[str, float]:
-        with bf16_autocast(self.device, self.config.bf16):
+        with devices.bf16_autocast(self.device, self.config.bf16):
             loss = discriminator_loss(self.critic(truth).float(), self.critic(restored.detach()).float())
         if self.step % self.stage.r1_every == 0:
             half = max(2, len(truth) // 2)
@@ -366,7 +365,7 @@ class Trainer:
         return {"critic": float(loss.detach())}
 
     def projected_step(self, restored: Tensor, truth: Tensor, seen: RecogniserTerms) -> dict[str, float]:
-        with bf16_autocast(self.device, self.config.bf16):
+        with devices.bf16_autocast(self.device, self.config.bf16):
             real = self.projected(luma(truth), seen.true_maps)
             fake = self.projected(luma(restored.detach()), [m.detach() for m in seen.maps])
             losses = [discriminator_loss(a.float(), b.float()) for a, b in zip(real, fake, strict=True)]

@@ -201,7 +201,7 @@ def test_every_feature_of_the_encoder_learns_from_the_first_step(config):
 
 @pytest.mark.parametrize("native", [False, True])
 def test_bfloat16_only_where_it_is_native(config, monkeypatch, native):
-    """Elsewhere it is emulated, an order of magnitude slower than float32: there wanting it changes nothing."""
+    """Elsewhere it is emulated, slower than float32: there wanting it changes nothing."""
     monkeypatch.setattr(devices, "has_bf16", lambda device: native)
     config = config.model_copy(update={"stages": [config.stages[0].model_copy(update={"steps": 1})]})
     models = [train.train(config.model_copy(update={"bf16": bf16, "output_dir": config.output_dir / str(bf16)}))
