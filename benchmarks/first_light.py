@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import measure
 import torch
 
 import metagpen
 from metagpen import faces
-from metagpen.errors import DataError, MetagpenError
+from metagpen.errors import DataError
 from metagpen.evaluate import EvaluateConfig, report, run_evaluate
 from metagpen.evaluate.engine import evaluate_people, methods_for, named_degradations
 from metagpen.evaluate.protocol import Evaluation, load_people, preview_path
@@ -148,7 +148,7 @@ Model {found.settings["model"]}, commit {first["commit"]}, on {first["machine"]}
 
 def summary(found: Evaluation) -> str:
     """The table in README.md."""
-    first, metrics = found.rows[0], ["psnr"] if found.lpips == "not available" else ["psnr", "lpips"]
+    first, metrics = found.rows[0], ["psnr", "lpips"] if found.settings["lpips"] else ["psnr"]
     tables = "\n\n".join(
         f"{name.capitalize()} degradation:\n\n" + report.figures_table(found.rows, name, [SCORER], metrics)
         for name in found.settings["degradations"]
@@ -258,7 +258,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"first_light: {error}")
+    measure.run(main)

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from metagpen.errors import DataError, MetagpenError
+import measure
+
+from metagpen.errors import DataError
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.curve import CurveConfig, run_curve
 from metagpen.memory import keep_freed_memory
@@ -68,7 +69,6 @@ def best_rate(arguments: argparse.Namespace) -> tuple[float, dict[float, float]]
 
 def page(rows: list[report.Row], rate: float, gains: dict[float, float]) -> str:
     first = rows[0]
-    tables = "\n\n".join(f"## {heading}\n\n{table}" for heading, table in curve_report.tables(rows))
     tried = ", ".join(f"{value:g}: {gain:+.3f}" for value, gain in gains.items())
     return f"""# The learned inner rule
 
@@ -81,7 +81,7 @@ rate of {rate:g}, the best of those tried (identity gain on the first {CHOICE_PE
 
 {curve_report.READING}
 
-{tables}
+{curve_report.sections(rows)}
 """
 
 
@@ -108,7 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"meta: {error}")
+    measure.run(main)

@@ -19,29 +19,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 
+import measure
+import meta
 import torch
 import yaml
 
 from metagpen import load
-from metagpen.errors import DataError, MetagpenError
 from metagpen.evaluate import curve_report, report
-from metagpen.evaluate.curve import CurveConfig, run_curve
+from metagpen.evaluate.curve import run_curve
 from metagpen.memory import keep_freed_memory
 from metagpen.meta import OUTER_LOOPS
 from metagpen.meta.train import MetaConfig, meta_train
 from metagpen.model import MetaGPEN
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+ROOT, SHARED = meta.ROOT, meta.SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "outer_loops.json"
 PAGE = ROOT / "docs" / "results" / "outer_loops.md"
 CONFIG = ROOT / "configs" / "meta_128.yml"
 RUNS = ROOT / "runs" / "outer_loops"
-SCORER = "068"
 LOOPS = [name for name in OUTER_LOOPS if name != "maml"]
 
 
@@ -72,16 +69,11 @@ def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path
 
 def measured(begin: Path, models: dict[str, Path], arguments: argparse.Namespace) -> list[report.Row]:
     """All loops' models and the beginning, by hand, on the same held-out people, paired against generic."""
-    photos = SHARED / "photos"
-    config = CurveConfig.from_dict(dict(
-        model=str(begin), meta_models={loop: str(model) for loop, model in models.items()},
-        data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split="val",
-        trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
-        recognisers={SCORER: str(SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt")},
+    config = meta.configuration(
+        arguments, model=str(begin), meta_models={loop: str(model) for loop, model in models.items()},
         degradations=["hard", "moderate"], methods=["generic", "adapt", *(f"meta-{loop}" for loop in models)],
-        shots=arguments.shots, steps=arguments.steps, schedule="per-run", max_people=arguments.max_people,
-        max_queries=arguments.max_queries, workers=arguments.workers, threads=arguments.threads,
-        device=arguments.device, work_dir=str(RUNS / "curves")))  # fmt: skip
+        shots=arguments.shots, shots_of={}, steps=arguments.steps, steps_of={}, device=arguments.device,
+        work_dir=str(RUNS / "curves"))  # fmt: skip
     return curve_report.summary(run_curve(config)[0])
 
 
@@ -90,7 +82,6 @@ def page(rows: list[report.Row], seconds: dict[str, float], meta_steps: int) -> 
     cost = report.table(["loop", "minutes of training", "of the cheapest"],
                         [[loop, f"{own / 60:.1f}", f"{own / min(seconds.values()):.1f}x"]
                          for loop, own in seconds.items()])  # fmt: skip
-    tables = "\n\n".join(f"## {heading}\n\n{table}" for heading, table in curve_report.tables(rows))
     return f"""# Outer loops at equal budget
 
 Written by `benchmarks/outer_loops.py`; the rows are in `benchmarks/results/outer_loops.json`. Commit
@@ -103,7 +94,7 @@ Every loop begins from the embedded model without its learned rule and sees the 
 
 {curve_report.READING}
 
-{tables}
+{curve_report.sections(rows)}
 """
 
 
@@ -122,8 +113,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch in each")
     parser.add_argument("--dry", action="store_true", help="print the page; write nothing outside runs/")
     arguments = parser.parse_args()
-    if not (SHARED / "photos" / "celeba_wild_256").exists():
-        raise DataError(f"{SHARED}/photos is absent; METAGPEN_SHARED must name the folder of photos/ and weights/")
+    meta.configuration(arguments)  # says at once if the photos are absent
     begin = base(arguments.model)
     runs = {loop: trained(loop, begin, arguments) for loop in arguments.loops}
     seconds = {loop: spent for loop, (_, spent) in runs.items()}
@@ -138,7 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"outer_loops: {error}")
+    measure.run(main)

@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +28,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import measure
 import torch
 from rich.console import Console
 
@@ -38,7 +38,7 @@ from metagpen.adaptation.loop import Album, inner_step
 from metagpen.adaptation.optimise import new_optimiser
 from metagpen.config import Config
 from metagpen.degrade import write_pairs
-from metagpen.errors import DataError, MetagpenError
+from metagpen.errors import DataError
 from metagpen.evaluate import report
 from metagpen.evaluate.engine import in_batches, named_degradations
 from metagpen.evaluate.methods import METHODS, Lesson, Rivals
@@ -50,6 +50,7 @@ from metagpen.finetune.train import FineTune
 from metagpen.finetune.watch import read_series
 from metagpen.identities import People, load_people, split
 from metagpen.memory import keep_freed_memory
+from metagpen.model import MetaGPEN
 from metagpen.workers import obey_parent, uninterrupted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +93,8 @@ def measured(config: Claims, left_out: Sequence[str], workers: int, threads: int
             raise DataError(f"{needed} is absent; point METAGPEN_SHARED at the folder that holds photos/ and weights/")
     held_out = split(load_people(data), data.parent / "splits.csv")["val"]
     persons = sorted(held_out)[: config.people]
-    one = partial(person_records, config, held_out, scorer, earlier(config), left_out, threads)
+    known = earlier(identical(config, metagpen.load(config.model)))
+    one = partial(person_records, config, held_out, scorer, known, left_out, threads)
     if workers == 1:
         found = map(one, persons)
     else:
@@ -108,15 +110,15 @@ def prepare_worker() -> None:
     keep_freed_memory()
 
 
-def identical(config: Claims) -> dict[str, Any]:
+def identical(config: Claims, model: MetaGPEN) -> dict[str, Any]:
     """What two measurements must have in common to stand in one table."""
-    return {**config.model_dump(exclude={"people"}), "fingerprint": metagpen.load(config.model).fingerprint}
+    return {**config.model_dump(exclude={"people"}), "fingerprint": model.fingerprint}
 
 
-def earlier(config: Claims) -> dict[tuple[str, str], Record]:
+def earlier(same: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
     """By (person, variant): records of the results file, if they are of the same model and configuration."""
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"same": None}
-    if found["same"] != identical(config):
+    if found["same"] != same:
         return {}
     return {(record["person"], record["variant"]): record for record in found["records"]}
 
@@ -126,9 +128,10 @@ def person_records(config: Claims, people: People, scorer: Path, known: Mapping[
     """Every variant on one person; each is written down as soon as it is done."""
     if threads:
         torch.set_num_threads(threads)
-    digest = hashlib.sha256(json.dumps(identical(config)).encode()).hexdigest()[:12]
+    model = metagpen.load(config.model)
+    digest = hashlib.sha256(json.dumps(identical(config, model)).encode()).hexdigest()[:12]
     folder = ROOT / "runs" / "tutorial_claims" / digest / person
-    task = load_task(people, person, config.shots, metagpen.load(config.model).size, config.seed, config.queries)
+    task = load_task(people, person, config.shots, model.size, config.seed, config.queries)
     write_photos(folder, task, config)
     variants: dict[str, Callable[[], dict[str, Any]]] = {
         name: lambda name=name, changes=changes: fine_tuned(options(config, folder, name, scorer, **changes))
@@ -390,13 +393,10 @@ def main() -> None:
     found = summary(config, records)
     print("\n\n".join(table(found, language) for language in TEXT))
     if not dry:
-        found |= {"same": identical(config), "records": records}
+        found |= {"same": identical(config, metagpen.load(config.model)), "records": records}
         report.write_text(RESULTS, json.dumps(found, indent=1, allow_nan=False) + "\n")
         write_tables(found)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"tutorial_claims: {error}")
+    measure.run(main)

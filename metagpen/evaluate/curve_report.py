@@ -185,6 +185,11 @@ def tables(summed: Sequence[Row]) -> list[tuple[str, str]]:
     return found
 
 
+def sections(summed: Sequence[Row]) -> str:
+    """The tables as Markdown, each under its heading."""
+    return "\n\n".join(f"## {heading}\n\n{table}" for heading, table in tables(summed))
+
+
 def damaged(names: Iterable[str]) -> list[str]:
     """The degradations among these, once each: not "none", under which true photos stand."""
     return [name for name in dict.fromkeys(names) if name != "none"]
@@ -226,9 +231,8 @@ def schedule_lines(summed: Sequence[Row]) -> list[str]:
 def markdown(summed: Sequence[Row]) -> str:
     parts = ["# Quality against photos, steps and seconds", READING]
     parts += [f"- {line}" for line in schedule_lines(summed)]
-    parts += [f"## {heading}\n\n{table}" for heading, table in tables(summed)]
     first = summed[0]
-    parts.append(f"Commit {first['commit']}, seeds {first['seed']}, {first['machine']}.")
+    parts += [sections(summed), f"Commit {first['commit']}, seeds {first['seed']}, {first['machine']}."]
     return "\n\n".join(parts) + "\n"
 
 
