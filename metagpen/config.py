@@ -133,7 +133,7 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
         if below is None:
             below = data[key] = {}
         if not isinstance(below, dict):
-            raise ConfigError(f"'{'.'.join(keys)}': '{'.'.join(keys[:depth])}' holds a value, not a section")
+            raise ConfigError(f"{'.'.join(keys)!r}: {'.'.join(keys[:depth])!r} holds a value, not a section")
         data = below
     data[keys[-1]] = value
 

@@ -244,7 +244,8 @@ class Arrays(pickle.Unpickler):
     """Reads a pickle of NumPy arrays in dicts, and nothing that could run."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = {"_reconstruct": np.ndarray.__reduce__(np.empty(0))[0], "ndarray": np.ndarray, "dtype": np.dtype}
+        empty_array = np.empty(0).__reduce__()[0]  # NumPy's _reconstruct, wherever this version keeps it
+        known = {"_reconstruct": empty_array, "ndarray": np.ndarray, "dtype": np.dtype}
         if name not in known or module.split(".")[0] != "numpy":
             raise pickle.UnpicklingError(f"{module}.{name} is not an array")
         return known[name]
