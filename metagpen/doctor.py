@@ -226,7 +226,7 @@ def lpips() -> Finding:
     try:
         import torch
 
-        from .evaluate.metrics import LPIPS_BACKBONES, lpips_backbone
+        from .lpips_files import LPIPS_BACKBONES, lpips_backbone
 
         file = LPIPS_BACKBONES["alex"][0]
         found = lpips_backbone()

@@ -23,10 +23,27 @@ def no_lpips_backbone(tmp_path_factory, monkeypatch):
     """Whatever this machine has of LPIPS, the tests see none, but for those that name a file."""
     import torch
 
-    from metagpen.evaluate import metrics
+    from metagpen import lpips_files
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path_factory.getbasetemp() / "no_hub"))
-    monkeypatch.setattr(metrics, "_in_package", lambda name: [])
+    monkeypatch.setattr(lpips_files, "_in_package", lambda name: [])
+
+
+@pytest.fixture
+def random_vgg(monkeypatch):
+    """LPIPS on a random VGG-16, which the losses take for the real one."""
+    import torch
+
+    from metagpen.compat import ensure_torchvision
+    from metagpen.losses import vgg
+
+    ensure_torchvision()
+    from lpips import LPIPS
+
+    torch.manual_seed(0)
+    module = LPIPS(net="vgg", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    monkeypatch.setattr(vgg, "load_lpips", lambda net: module)
+    return module
 
 
 @pytest.fixture(scope="session")

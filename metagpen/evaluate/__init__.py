@@ -2,10 +2,11 @@
 
 from metagpen.evaluate.engine import Method, evaluate, evaluate_people
 from metagpen.evaluate.folders import compare_folders
-from metagpen.evaluate.metrics import degrees, identity, load_lpips, lpips, psnr, sharpness, ssim
+from metagpen.evaluate.metrics import degrees, identity, lpips, psnr, sharpness, ssim
 from metagpen.evaluate.protocol import EvaluateConfig, run_evaluate
 from metagpen.evaluate.records import Record
 from metagpen.evaluate.statistics import Gain, Interval, bootstrap_mean, paired_gain
+from metagpen.lpips_files import load_lpips
 
 __all__ = [
     "EvaluateConfig",

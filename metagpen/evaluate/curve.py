@@ -33,6 +33,7 @@ from metagpen.evaluate.protocol import IN_LOSSES, say_who_is_in_losses
 from metagpen.evaluate.records import append_line, whole_lines
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, load_support, load_task
 from metagpen.identities import People
+from metagpen.lpips_files import load_lpips
 from metagpen.model import MetaGPEN
 from metagpen.recognise import Recogniser
 from metagpen.workers import obey_parent, uninterrupted
@@ -398,7 +399,7 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
     others = {key: metagpen.load(path, device=config.device) for key, path in config.meta_models.items()}
     people, trained = load_people(config)
     scorers = {label: recognise.load(name) for label, name in config.recognisers.items()}
-    lpips = metrics.load_lpips(path=config.lpips_backbone)
+    lpips = load_lpips(path=config.lpips_backbone)
     settings = CurveSettings(**config.model_dump(include=set(CurveSettings.model_fields)))
     facts = {
         **settings.model_dump(),

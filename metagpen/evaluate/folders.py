@@ -9,6 +9,7 @@ import torch
 from metagpen import faces, recognise
 from metagpen.errors import DataError
 from metagpen.evaluate import metrics
+from metagpen.lpips_files import load_lpips
 
 
 def compare_folders(
@@ -20,7 +21,7 @@ def compare_folders(
     needs its truth. size: side in pixels at which they are compared. Raises DataError when a truth is missing.
     """
     pairs = _pairs(Path(restored), Path(truth))
-    net, lpips = recognise.load(recogniser), metrics.load_lpips()
+    net, lpips = recognise.load(recogniser), load_lpips()
     sums: dict[str, list[torch.Tensor]] = {}
     for paths in pairs:
         image, target = (_crop(path, size) for path in paths)

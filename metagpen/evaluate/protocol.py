@@ -17,10 +17,11 @@ from torch import Tensor
 from metagpen import identities
 from metagpen.config import Config
 from metagpen.errors import ConfigError
-from metagpen.evaluate import metrics, report, tasks
+from metagpen.evaluate import report, tasks
 from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
 from metagpen.evaluate.records import Record, RecordFile
 from metagpen.identities import People
+from metagpen.lpips_files import load_lpips
 from metagpen.recognise import Recogniser
 
 IN_LOSSES = "in losses"  # a recogniser that a loss saw must say so in its label
@@ -74,7 +75,7 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     degradations = named_degradations(config.degradations)
     recognisers = {label: recognise.load(name) for label, name in config.recognisers.items()}
     say_who_is_in_losses(recognisers, [], [model])
-    lpips = metrics.load_lpips(path=config.lpips_backbone)
+    lpips = load_lpips(path=config.lpips_backbone)
     settings = {**settings_of(config, model, people, recognisers), "lpips": lpips is not None}
     folder = Path(config.work_dir) / digest(settings)
     report.write_text(folder / "settings.json", json.dumps(settings, indent=1))

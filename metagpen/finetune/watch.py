@@ -16,6 +16,7 @@ from ..errors import DataError
 from ..evaluate import metrics
 from ..evaluate.report import contact_sheet, write_text
 from ..faces import to_pil
+from ..lpips_files import load_lpips
 from ..recognise import Recogniser
 from .pairs import PairSet
 
@@ -65,7 +66,7 @@ class HeldOut:
     columns = ("psnr", "ssim", "identity", "lpips")
 
     def __init__(self, pairs: PairSet, recogniser: Recogniser):
-        self.pairs, self.recogniser, self.lpips = pairs, recogniser, metrics.load_lpips()
+        self.pairs, self.recogniser, self.lpips = pairs, recogniser, load_lpips()
 
     def score(self, restored: Tensor) -> dict[str, float | None]:
         """Means over the pairs of [N, 3, S, S]; None for LPIPS where its backbone is absent."""
