@@ -134,7 +134,7 @@ def demo(
 def pairs(
     input_dir: Annotated[Path, typer.Option(help="Folder of sharp photos.")],
     output_dir: Annotated[Path, typer.Option(help="Gets GT/001.png ... and LR/001.png ...")],
-    degradation: Annotated[str, typer.Option(help="bsrgan, gfpgan, heavy or mixed.")] = "bsrgan",
+    degradation: Annotated[str, typer.Option(help="bsrgan, gfpgan, heavy, mixed or none.")] = "bsrgan",
     scale: Annotated[int, typer.Option(min=1, help="How many times smaller the degraded side is.")] = 1,
     size: Annotated[int | None, typer.Option(min=8, help="Side of the sharp pictures; default: as they are.")] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: none.")] = 4,

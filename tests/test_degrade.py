@@ -426,6 +426,14 @@ def test_gfpgan_grey_is_grey():
 # Heavy
 
 
+def test_none_leaves_the_photo_as_a_file_would_hold_it():
+    images = torch.rand(3, 3, 8, 8, generator=rng(1)) * 2 - 1
+    kept = by_name("none")(images, rng())
+    assert (kept - images).abs().max() <= 1 / 255 + 1e-6  # half of a level, in [-1, 1]
+    levels = (kept + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+
+
 def test_heavy_leaves_as_many_pixels_as_it_says():
     recipes = draw_many(HeavyDegradation(face_px=(8, 16)))
     sides = Counter(r.side for r in recipes)

@@ -9,6 +9,7 @@ from .bsrgan import BSRGANDegradation
 from .gfpgan import GFPGANDegradation
 from .heavy import HeavyDegradation
 from .names import NAMES, by_name
+from .none import NoDegradation
 from .pairs import PairsSummary, write_pairs
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GFPGANDegradation",
     "HeavyDegradation",
     "MixedDegradation",
+    "NoDegradation",
     "PairsSummary",
     "by_name",
     "write_pairs",

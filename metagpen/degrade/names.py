@@ -10,6 +10,7 @@ from .base import Degradation, MixedDegradation
 from .bsrgan import BSRGANDegradation
 from .gfpgan import GFPGANDegradation
 from .heavy import HeavyDegradation
+from .none import NoDegradation
 
 #: What ``by_name("mixed")`` holds unless told otherwise.
 DEFAULT_MIXTURE = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
@@ -27,7 +28,13 @@ def mixed(**parts: float | Mapping[str, Any]) -> MixedDegradation:
     return MixedDegradation(pairs)
 
 
-_BUILDERS = {"bsrgan": BSRGANDegradation, "gfpgan": GFPGANDegradation, "heavy": HeavyDegradation, "mixed": mixed}
+_BUILDERS = {
+    "bsrgan": BSRGANDegradation,
+    "gfpgan": GFPGANDegradation,
+    "heavy": HeavyDegradation,
+    "mixed": mixed,
+    "none": NoDegradation,
+}
 
 #: The names that `by_name` knows.
 NAMES = tuple(sorted(_BUILDERS))
