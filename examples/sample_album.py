@@ -41,11 +41,13 @@ def sample_person(model: metagpen.MetaGPEN, recogniser: recognise.Recogniser, al
                   pixels: int, emphasis: float, generator: torch.Generator) -> Tensor:
     """Portraits [photos, 3, S, S] of one invented person, mixed from the people of `albums` ([K_i, 3, S, S] each)."""
     identity = mean_identity(torch.stack([mean_identity(recogniser.embed(crops)) for crops in albums]))
-    offset = model.gate.nobody + emphasis * model.start(identity[None])
+    offset = emphasis * model.start(identity[None])
     portraits = []
     for _ in range(photos):
         one_each = torch.stack([crops[torch.randint(len(crops), (), generator=generator)] for crops in albums])
-        portraits.append(model.gpen(blend(one_each, pixels), offset, model.gate).clamp(-1, 1)[0])
+        poor = blend(one_each, pixels)
+        latents = model.filling(poor) + model.gate(poor)[:, :, None] * offset
+        portraits.append(model.gpen(poor, latents).clamp(-1, 1)[0])
     return torch.stack(portraits)
 
 

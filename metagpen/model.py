@@ -17,7 +17,7 @@ from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
 from .tensors import differences, shapes, write_tensors
 
-FORMAT = "metagpen-model-3"
+FORMAT = "metagpen-model-4"
 
 
 class MetaGPEN(nn.Module):

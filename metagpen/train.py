@@ -57,6 +57,7 @@ from .tensors import write_tensors
 from .weights import load
 from .workers import finishing
 
+JUDGED = slice(1, 4)  # of VGG-16's depths; the finest costs much, and the critic sees brightness there anyway
 TAKE_ANOTHER = "take another output_dir, or the configuration that the run began with"
 
 
@@ -314,7 +315,7 @@ class Trainer:
     def _depths(self) -> list[int]:
         """Channels of the maps that the projected critic looks at."""
         if self.stage.critic_sees == "vgg":
-            return list(VGGLoss.channels[1:4])
+            return list(VGGLoss.channels[JUDGED])
         grey = torch.zeros(1, 3, self.stage.size, self.stage.size, device=self.device)
         return [m.shape[1] for m in self.recogniser_loss.recogniser.perceive(grey)[0]]
 
@@ -333,9 +334,9 @@ class Trainer:
 
     def forward(self, model: MetaGPEN, batch: Batch) -> Tensor:
         with devices.bf16_autocast(self.device, self.config.bf16):
-            offset = model.gate.nobody + model.start(batch.identity) * batch.known[:, None, None]
             poor = batch.poor.contiguous(memory_format=torch.channels_last)
-            return model.gpen(poor, offset, model.gate).float()
+            share = model.gate(poor) * batch.known[:, None]
+            return model.gpen(poor, model.filling(poor) + share[:, :, None] * model.start(batch.identity)).float()
 
     def losses(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms, each a mean over the batch."""
@@ -346,26 +347,33 @@ class Trainer:
         if weight.chroma:
             terms["chroma"] = weight.chroma * chroma_l1(restored, batch.truth).mean()
         with devices.bf16_autocast(self.device, self.config.bf16):
-            if weight.perceptual or weight.identity or self.stage.critic_sees == "recogniser" and weight.projected:
-                part = slice(ceil(self.stage.recogniser_share * len(restored)))
-                poor = batch.poor[part]
-                seen = self.recogniser_loss(restored[part], batch.truth[part], batch.landmarks[part], poor)
-                terms["perceptual"] = weight.perceptual * seen.perceptual.mean()
-                terms["identity"] = weight.identity * seen.identity.mean()
-                terms["severity"] = F.mse_loss(self.model.gate.severity(poor), seen.lost)
-                self.seen = Seen(luma(restored[part]), luma(batch.truth[part]), seen.maps, seen.true_maps)
+            if weight.perceptual or weight.identity or (weight.projected and self.stage.critic_sees == "recogniser"):
+                terms |= self._recogniser_terms(restored, batch)
             if self.vgg is not None:
-                looked = self.vgg(restored, batch.truth)
-                terms["lpips"] = weight.lpips * looked.distance.mean()
-                if self.stage.critic_sees == "vgg":
-                    self.seen = Seen(luma(restored), luma(batch.truth), looked.maps[1:4], looked.true_maps[1:4])
+                terms |= self._vgg_terms(restored, batch.truth)
             if self.projected is not None:
                 logits = self.projected.requires_grad_(False)(self.seen.restored, self.seen.maps)
                 terms["projected"] = weight.projected * torch.stack([generator_loss(x.float()) for x in logits]).mean()
                 self.projected.requires_grad_(True)
             if self.critic is not None:
-                terms.update(self._adversarial_terms(restored, batch.truth))
+                terms |= self._adversarial_terms(restored, batch.truth)
         return terms
+
+    def _recogniser_terms(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Of the recogniser's share of the batch; what it saw is there for the projected critic."""
+        weight, count = self.stage.loss, ceil(self.stage.recogniser_share * len(restored))
+        restored, truth, poor = restored[:count], batch.truth[:count], batch.poor[:count]
+        seen = self.recogniser_loss(restored, truth, batch.landmarks[:count], poor)
+        self.seen = Seen(luma(restored), luma(truth), seen.maps, seen.true_maps)
+        return {"perceptual": weight.perceptual * seen.perceptual.mean(),
+                "identity": weight.identity * seen.identity.mean(),
+                "severity": F.mse_loss(self.model.gate.severity(poor), seen.lost)}
+
+    def _vgg_terms(self, restored: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        looked = self.vgg(restored, truth)
+        if self.stage.critic_sees == "vgg":
+            self.seen = Seen(luma(restored), luma(truth), looked.maps[JUDGED], looked.true_maps[JUDGED])
+        return {"lpips": self.stage.loss.lpips * looked.distance.mean()}
 
     def _adversarial_terms(self, restored: Tensor, truth: Tensor) -> dict[str, Tensor]:
         weight = self.stage.loss

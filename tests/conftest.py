@@ -71,6 +71,7 @@ def tiny_model():
             torch.nn.init.constant_(parameter, 0.5)
     start = IdentityStart(8, gpen.config.n_latent, 16, 8)
     torch.nn.init.normal_(start.gate.nobody, std=0.5)
+    torch.nn.init.normal_(start.gate.answer[-1].weight, std=0.1)
     return MetaGPEN(gpen, start, {"recogniser": "tests"}).frozen()
 
 

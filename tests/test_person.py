@@ -8,6 +8,7 @@ from metagpen.gpen import GPEN
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, IdentityStart, Person, mean_identity, new_parameters, personal_forward
 from metagpen.person.adapter import personal_forward_reference
+from metagpen.person.start import band_statistics
 
 SPECS = [AdapterSpec(2, 0, 0), AdapterSpec(2, 3, 2), AdapterSpec(1, 0, 2), AdapterSpec(0, 2, 0)]
 
@@ -45,17 +46,24 @@ def test_every_image_may_have_a_strength_of_its_own(tiny_model):
         torch.testing.assert_close(together[i:i + 1], alone, rtol=0, atol=1e-5)
 
 
-def test_an_open_gate_fills_in_nobody_and_a_shut_one_nothing(tiny_model):
+def test_an_open_gate_fills_in_nobody_and_a_shut_one_the_answer_to_the_damage_alone(tiny_model):
     images = torch.rand(2, 3, tiny_model.size, tiny_model.size) * 2 - 1
     images = images.contiguous(memory_format=torch.channels_last)  # as `restore` lays them out
-    plain = tiny_model.gpen(images).clamp(-1, 1)
+    gate = tiny_model.start.gate
     with torch.no_grad():
-        tiny_model.start.gate.centre.fill_(200.0)
-        assert torch.equal(tiny_model.restore(images), plain)
-        tiny_model.start.gate.centre.fill_(-200.0)
-        nobody = tiny_model.start.gate.nobody.expand(2, -1, -1)
+        answer = gate.answer(band_statistics(images, gate.bands)).unflatten(1, gate.nobody.shape)
+        gate.centre.fill_(200.0)
+        shut = tiny_model.restore(images)
+        assert torch.equal(shut, tiny_model.gpen(images, answer).clamp(-1, 1))
+        gate.centre.fill_(-200.0)
+        assert torch.equal(tiny_model.restore(images), tiny_model.gpen(images, gate.nobody + answer).clamp(-1, 1))
+        gate.answer[-1].weight.zero_()
+        gate.answer[-1].bias.zero_()
+        nobody = gate.nobody.expand(2, -1, -1)
         assert torch.equal(tiny_model.restore(images), tiny_model.gpen(images, nobody).clamp(-1, 1))
-        assert not torch.allclose(tiny_model.restore(images), plain)
+        gate.centre.fill_(200.0)
+        assert torch.equal(tiny_model.restore(images), tiny_model.gpen(images).clamp(-1, 1))
+    assert not torch.allclose(shut, tiny_model.gpen(images).clamp(-1, 1))
 
 
 def test_frozen_prefix_gives_the_same_gradients(tiny_model):
@@ -100,18 +108,21 @@ def test_start_grows_with_the_model():
     torch.testing.assert_close(grown[:, :4], start(identity))
     torch.testing.assert_close(grown[:, 4], grown[:, 3])
     start.gate.nobody.data.normal_()
+    torch.nn.init.normal_(start.gate.answer[-1].weight)
+    images = torch.rand(2, 3, 16, 16)
     nobody = start.grow().gate.nobody
     assert torch.equal(nobody[:4], start.gate.nobody) and torch.equal(nobody[5], start.gate.nobody[3])
+    filling, grown_filling = start.gate.filling(images), start.grow().gate.filling(images)
+    torch.testing.assert_close(grown_filling[:, :4], filling)
+    torch.testing.assert_close(grown_filling[:, 5], filling[:, 3])
 
 
-def test_a_shut_gate_leaves_the_latents_alone_and_an_open_one_the_offset_whole(tiny_model):
+def test_a_shut_gate_lets_nothing_in_and_an_open_one_all(tiny_model):
     images = torch.rand(2, 3, tiny_model.size, tiny_model.size)
-    offset = torch.randn(2, tiny_model.gpen.config.n_latent, 16)
     with torch.no_grad():
-        tiny_model.start.gate.centre.fill_(200.0)
-        assert torch.equal(tiny_model.gpen(images, offset, tiny_model.gate), tiny_model.gpen(images))
-        tiny_model.start.gate.centre.fill_(-200.0)
-        assert torch.equal(tiny_model.gpen(images, offset, tiny_model.gate), tiny_model.gpen(images, offset))
+        for centre, share in ((200.0, 0.0), (-200.0, 1.0)):
+            tiny_model.start.gate.centre.fill_(centre)
+            assert torch.equal(tiny_model.gate(images), torch.full((2, tiny_model.gpen.config.n_latent), share))
 
 
 def test_mean_identity_is_a_unit_vector():

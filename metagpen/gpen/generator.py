@@ -5,7 +5,6 @@ Keys and shapes are those of the published checkpoints.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -135,15 +134,8 @@ class GPEN(nn.Module):
     def decode(self, features: list[Tensor], latents: Tensor) -> Tensor:
         return self.generator(latents, features)
 
-    def forward(self, images: Tensor, offset: Tensor | None = None,
-                gate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """`offset` [B, n_latent, style_dim], if given, is added to the encoder's w layer by layer (W+).
-
-        `gate` maps the images to the share of the offset that each layer gets, [B, n_latent]; default all of it.
-        """
+    def forward(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
+        """`offset` [B, n_latent, style_dim], if given, is added to the encoder's w layer by layer (W+)."""
         features, w = self.encode(images)
         latents = w[:, None].expand(-1, self.config.n_latent, -1)
-        if offset is None:
-            return self.decode(features, latents)
-        share = 1.0 if gate is None else gate(images)[:, :, None]
-        return self.decode(features, latents + (share * offset).to(w.dtype))
+        return self.decode(features, latents if offset is None else latents + offset.to(w.dtype))

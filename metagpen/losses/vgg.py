@@ -45,6 +45,7 @@ class VGGLoss(nn.Module):
         with torch.no_grad():
             true_maps = self.perceive(truth)
         maps = self.perceive(restored)
-        distances = [head((F.normalize(a.float()) - F.normalize(b.float())).square()).mean(dim=(1, 2, 3))
-                     for head, a, b in zip(self.heads, maps, true_maps, strict=True)]
+        with torch.autocast(restored.device.type, enabled=False):
+            distances = [head((F.normalize(a.float()) - F.normalize(b.float())).square()).mean(dim=(1, 2, 3))
+                         for head, a, b in zip(self.heads, maps, true_maps, strict=True)]
         return VGGTerms(torch.stack(distances).sum(dim=0), maps, true_maps)

@@ -22,6 +22,10 @@ class Gate(nn.Module):
     What it lets in is `nobody` [n_latent, style_dim], the offset of a person unknown, and on top of it what sets a
     known one apart from nobody. Without it a ruined photo of a stranger keeps its blocks and its noise: they come in
     through the encoder's features, and only a large change of the styles keeps them out.
+
+    Whoever it shows, a photo's damage also calls for styles of its own, `answer`: how much of the fine features to
+    believe. It is what degradation-aware modulation is in blind super-resolution (Wang et al. 2021, DASR), and spares
+    the encoder's w from having to carry a noise level through the whole network.
     """
 
     def __init__(self, n_latent: int, style_dim: int = 512, bands: int = 4, hidden: int = 64):
@@ -33,6 +37,10 @@ class Gate(nn.Module):
         self.slope = nn.Parameter(torch.full((n_latent,), 7.0))
         self.centre = nn.Parameter(torch.full((n_latent,), 0.5))
         self.nobody = nn.Parameter(torch.zeros(n_latent, style_dim))
+        self.answer = nn.Sequential(nn.Linear(2 * 3 * bands, hidden), nn.LeakyReLU(0.2),
+                                    nn.Linear(hidden, n_latent * style_dim))
+        nn.init.zeros_(self.answer[-1].weight)
+        nn.init.zeros_(self.answer[-1].bias)
 
     def severity(self, images: Tensor) -> Tensor:
         """Estimate of 1 - cosine(degraded, true face) for a recogniser: [B], about 0 for a clear photo, 1 for ruins."""
@@ -43,8 +51,10 @@ class Gate(nn.Module):
         return torch.sigmoid(self.slope * (severity[:, None] - self.centre))
 
     def filling(self, images: Tensor) -> Tensor:
-        """Nobody's offset, as far as these images let it in: [B, n_latent, style_dim]."""
-        return self(images)[:, :, None] * self.nobody
+        """What these images call for whoever they show, [B, n_latent, style_dim]: nobody's offset, as far as they let
+        it in, and the answer to their damage."""
+        answer = self.answer(band_statistics(images, self.bands)).unflatten(1, self.nobody.shape)
+        return self(images)[:, :, None] * self.nobody + answer
 
 
 def band_statistics(images: Tensor, bands: int) -> Tensor:
@@ -91,7 +101,7 @@ class IdentityStart(nn.Module):
         with torch.no_grad():
             for name, mine in grown.state_dict().items():
                 value = self.state_dict()[name]
-                if name.startswith(("head.", "gate.slope", "gate.centre", "gate.nobody")):
+                if name.startswith(("head.", "gate.slope", "gate.centre", "gate.nobody", "gate.answer.2.")):
                     layers = value.unflatten(0, (self.n_latent, -1))
                     value = torch.cat((layers, layers[-1:], layers[-1:])).flatten(0, 1)
                 mine.copy_(value)
