@@ -134,6 +134,18 @@ def test_unrolled_steps_are_drawn_between_fewest_and_most(config):
     assert {"heavy_psnr_gain_0", "heavy_psnr_gain_3"} <= trainer.validate().keys()
 
 
+def test_the_outer_loss_can_mind_texture(config, random_vgg):
+    """By LPIPS over VGG-16 of what the first guess restores, times its weight."""
+    trainers = [meta.prepare(config.model_copy(update={"outer": config.outer.model_copy(update={"lpips": weight})}))
+                for weight in (0.0, 0.5)]
+    problems = [trainer.problem(0) for trainer in trainers]
+    truth, poor, _ = problems[0].query
+    without, within = (problem.outer(problem.begin, *problem.query).detach() for problem in problems)
+    restored = problems[0].outer.restore(problems[0].begin, poor)
+    distance = random_vgg(restored, truth).flatten().unflatten(0, (config.people, -1)).mean(dim=1)
+    torch.testing.assert_close(within - without, 0.5 * distance, rtol=1e-4, atol=1e-6)
+
+
 def test_engines_take_the_same_step(config):
     pytest.importorskip("higher")
     gradients = []

@@ -34,8 +34,9 @@ from ..evaluate.engine import named_degradations
 from ..evaluate.report import contact_sheet
 from ..faces import to_pil
 from ..identities import PackedPhotos, People, load_people, pack, split
+from ..losses import VGGLoss
 from ..model import MetaGPEN
-from ..person import mean_identity
+from ..person import Parameters, mean_identity
 from ..person.rule import InnerRule, RuleConfig
 from ..train import (
     TAKE_ANOTHER,
@@ -64,6 +65,26 @@ class OuterLoss(Config):
     chroma: float = 1.0
     perceptual: float = 0.5
     identity: float = 0.5
+    lpips: float = Field(0.0, ge=0, description="LPIPS over VGG-16, whose weights must be installed: no term of the "
+                                                "inner loss minds texture, so that only this keeps steps from blurring")
+
+
+class QueryObjective(Objective):
+    """The query's loss: that of a step under other weights, and LPIPS over VGG-16 where it counts."""
+
+    def __init__(self, model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None, lpips: float,
+                 vgg: VGGLoss | None):
+        super().__init__(model, config, recogniser, None)
+        self.lpips, self.vgg = lpips, vgg
+
+    def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
+        """The loss of each person [P]."""
+        loss = super().terms(parameters, restored, truth, poor, landmarks)
+        if self.vgg is None:
+            return loss
+        with self.autocast():
+            distance = self.vgg(restored, truth).distance
+        return loss + self.lpips * distance.unflatten(0, (len(loss), -1)).mean(dim=1)
 
 
 class MetaConfig(Config):
@@ -140,6 +161,8 @@ class Trainer:
         self.loop, self.engine = choose(OUTER_LOOPS, "loop", config.loop), choose(ENGINES, "engine", config.engine)
         self.step, self.best = 0, float("-inf")
         self.model = self._with_rule(model).to(self.device)
+        self.query_objective = QueryObjective(self.model, outer_config(config), in_losses, config.outer.lpips,
+                                              VGGLoss().to(self.device) if config.outer.lpips else None)
         self.places = self._eligible()
         self.groups = self._groups()
         self.slow = list(self.groups["slow"].values())
@@ -216,7 +239,6 @@ class Trainer:
         """The episodes of a step: everybody in this process' places of the meta-batch draws alone."""
         config, photos = self.config, self.data.photos
         albums, generators, identities, query = [], [], [], []
-        outer = outer_config(config)
         inner_objective = Objective(self.model, config.inner, self.recogniser, None)  # as whoever adapts will have it
         for place in range(self.rank * config.people, (self.rank + 1) * config.people):
             generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 65_537 + place)
@@ -240,7 +262,7 @@ class Trainer:
             offset = self.model.start(torch.stack(identities).to(self.device))
         begin = self.model.rule.begin(config.people, offset)
         inner_objective.origin = begin["latent.offset"].detach()
-        return Problem(inner_objective, Objective(self.model, outer, self.in_losses, None), batches,
+        return Problem(inner_objective, self.query_objective, batches,
                        tuple(torch.cat(part).to(self.device) for part in zip(*query, strict=True)), begin,
                        [self.model.rule.rates(k, steps) for k in range(steps)], config.inner.optimiser, self.slow)
 
@@ -409,7 +431,7 @@ class Trainer:
 
 def outer_config(config: MetaConfig) -> AdaptConfig:
     """The query's loss as an objective: its own weights, and nothing that holds people back."""
-    return config.inner.model_copy(update={**config.outer.model_dump(), "latent_norm": 0.0})
+    return config.inner.model_copy(update={**config.outer.model_dump(exclude={"lpips"}), "latent_norm": 0.0})
 
 
 def choose(table: dict[str, Any], key: str, name: str) -> Any:
