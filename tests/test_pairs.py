@@ -132,7 +132,7 @@ def test_a_photo_too_small_for_the_scale_is_named(photos, tmp_path):
     assert summary.written == 4 and "too small" in summary.failed[0][1]
 
 
-def test_a_full_disk_leaves_no_half_pair(photos, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_half_pair(photos, tmp_path, monkeypatch, capsys):
     save, calls = Image.Image.save, []
 
     def failing_save(self, path, *args, **kwargs):
@@ -143,8 +143,9 @@ def test_a_full_disk_leaves_no_half_pair(photos, tmp_path, monkeypatch):
         return save(self, path, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "save", failing_save)
-    with pytest.raises(DataError, match="No space left"):
-        write_pairs(photos, tmp_path / "out", num_workers=0, progress=False)
+    with pytest.raises(DataError, match="No space left") as caught:
+        write_pairs(photos, tmp_path / "out", num_workers=0)
+    assert caught.value.__traceback__ and "Writing pairs" in capsys.readouterr().err, "the bar ends with the call"
     assert names(tmp_path / "out" / "GT") == names(tmp_path / "out" / "LR") == ["001.png"]
 
 

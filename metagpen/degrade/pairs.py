@@ -182,7 +182,8 @@ def _run(jobs: list[_Job], degrade: Degradation, num_workers: int, bar: Callable
     """Job index to the reason it failed, or None."""
     if num_workers <= 1 or len(jobs) == 1:
         with _one_thread():
-            return {job.index: _write_pair(job, degrade) for job in bar(iter(jobs), len(jobs))}
+            with bar(iter(jobs), len(jobs)) as todo:
+                return {job.index: _write_pair(job, degrade) for job in todo}
     # Spawned, not forked: a forked copy of a process whose torch has run threads can hang.
     context = multiprocessing.get_context("spawn")
     workers = min(num_workers, len(jobs))
@@ -190,7 +191,8 @@ def _run(jobs: list[_Job], degrade: Degradation, num_workers: int, bar: Callable
         try:
             with uninterrupted():
                 futures: dict[Future, _Job] = {pool.submit(_write_pair, job, degrade): job for job in jobs}
-            return {futures[done].index: done.result() for done in bar(as_completed(futures), len(jobs))}
+            with bar(as_completed(futures), len(jobs)) as ready:
+                return {futures[done].index: done.result() for done in ready}
         except BrokenProcessPool:
             raise DataError(
                 "a worker process died, perhaps for want of memory: use fewer workers. If a script calls this, "
@@ -216,12 +218,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _bar(items: Iterator, total: int) -> Iterator:
+@contextmanager
+def _bar(items: Iterator, total: int) -> Iterator[Iterator]:
+    """The items, a bar beside them that ends with the block: `rich.progress.track` alone lives on after an error."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    return track(items, description="Writing pairs", total=total, console=Console(stderr=True))
+    with Progress(console=Console(stderr=True)) as progress:
+        yield progress.track(items, description="Writing pairs", total=total)
 
 
-def _no_bar(items: Iterator, total: int) -> Iterator:
-    return items
+@contextmanager
+def _no_bar(items: Iterator, total: int) -> Iterator[Iterator]:
+    yield items

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from rich.progress import track
+from rich.console import Console
+from rich.progress import Progress
 
 from ..errors import DataError
 from .people import People, Photo
@@ -71,8 +72,9 @@ def embed_photos(photos: Sequence[Photo], embed: Embed, *, size: int = 128, batc
     """Unit embeddings [N, D], float32 on the CPU, of aligned crops. Arguments as in `mine_identities`."""
     crops = StreamedPhotos(People({"everybody": photos}), size, workers)
     chunks = torch.arange(len(crops)).split(batch)
-    found = [embed(crops.batch(index).to(device), crops.landmarks[index].to(device)).float().cpu()
-             for index in track(chunks, "embedding", disable=not progress)]
+    with Progress(console=Console(stderr=True), disable=not progress) as bar:  # ends with the block
+        found = [embed(crops.batch(index).to(device), crops.landmarks[index].to(device)).float().cpu()
+                 for index in bar.track(chunks, description="embedding")]
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
 
 
