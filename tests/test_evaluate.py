@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import pickle
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -522,6 +524,26 @@ def test_machine_and_commit_are_stated():
     assert facts["threads"] == torch.get_num_threads() and facts["torch"] == torch.__version__
     assert facts["cpu"] in report.machine_line(facts)
     assert report.commit()
+
+
+def test_asking_for_the_commit_leaves_no_lock(tmp_path, monkeypatch):
+    """Not even where git cannot write its index: whoever commits next would find the lock."""
+    resource = pytest.importorskip("resource")
+    source = tmp_path / "metagpen" / "evaluate" / "report.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for arguments in (["init"], ["add", "."], ["commit", "-m", "one"]):
+        subprocess.run([*git, *arguments], check=True, capture_output=True)
+    os.utime(source, (1, 1))  # so that a status would refresh the index
+    monkeypatch.setattr(report, "__file__", str(source))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        assert len(report.commit()) == 12
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / ".git" / "index.lock").exists()
 
 
 def test_contact_sheet_holds_every_tile():

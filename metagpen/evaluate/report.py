@@ -163,9 +163,9 @@ def commit() -> str:
     """The git commit of this source tree, with '+changes' when the package differs from it; 'unknown' outside one."""
     package = Path(__file__).resolve().parents[1]
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+    def git(*arguments: str) -> str:  # who only asks takes no lock, which would stay behind if it died
+        command = ["git", "--no-optional-locks", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
