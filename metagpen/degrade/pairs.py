@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,12 +220,21 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _bar(items: Iterator, total: int) -> Iterator[Iterator]:
-    """The items, a bar beside them that ends with the block: `rich.progress.track` alone lives on after an error."""
+    """The items, a bar beside them that ends with the block, and after an error leaves the stage to its message.
+
+    (`rich.progress.track` alone lives on with the traceback.)
+    """
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as progress:
-        yield progress.track(items, description="Writing pairs", total=total)
+        with closing(progress.track(items, description="Writing pairs", total=total)) as tracked:
+            try:
+                yield tracked
+            except BaseException:
+                progress.live.transient = True
+                progress.console.quiet = not progress.console.is_terminal  # where it would end with an empty line
+                raise
 
 
 @contextmanager

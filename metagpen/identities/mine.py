@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from ..errors import DataError
@@ -72,7 +71,7 @@ def embed_photos(photos: Sequence[Photo], embed: Embed, *, size: int = 128, batc
     """Unit embeddings [N, D], float32 on the CPU, of aligned crops. Arguments as in `mine_identities`."""
     crops = StreamedPhotos(People({"everybody": photos}), size, workers)
     chunks = torch.arange(len(crops)).split(batch)
-    with Progress(console=Console(stderr=True), disable=not progress) as bar:  # ends with the block
+    with Progress(disable=not progress) as bar:  # ends with the block, as `track` alone would not after an error
         found = [embed(crops.batch(index).to(device), crops.landmarks[index].to(device)).float().cpu()
                  for index in bar.track(chunks, description="embedding")]
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
