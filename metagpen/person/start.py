@@ -47,14 +47,18 @@ class Gate(nn.Module):
         return self.judge(band_statistics(images, self.bands)).squeeze(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        severity = self.severity(images).detach()  # an estimate of a fact; what follows from it is slope and centre
-        return torch.sigmoid(self.slope * (severity[:, None] - self.centre))
+        return self._share(band_statistics(images, self.bands))
+
+    def _share(self, statistics: Tensor) -> Tensor:
+        severity = self.judge(statistics).detach()  # an estimate of a fact; what follows from it is slope and centre
+        return torch.sigmoid(self.slope * (severity - self.centre))
 
     def filling(self, images: Tensor) -> Tensor:
         """What these images call for whoever they show, [B, n_latent, style_dim]: nobody's offset, as far as they let
         it in, and the answer to their damage."""
-        answer = self.answer(band_statistics(images, self.bands)).unflatten(1, self.nobody.shape)
-        return self(images)[:, :, None] * self.nobody + answer
+        statistics = band_statistics(images, self.bands)
+        answer = self.answer(statistics).unflatten(1, self.nobody.shape)
+        return self._share(statistics)[:, :, None] * self.nobody + answer
 
 
 def band_statistics(images: Tensor, bands: int) -> Tensor:
