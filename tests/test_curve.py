@@ -174,6 +174,14 @@ def test_meta_follows_the_learned_rule_and_adapt_does_not(lesson):
         restored(lesson, "meta", [0])
 
 
+def test_a_strength_is_between_generic_and_personal(lesson):
+    photos = list(lesson.album.crops)
+    person = adapt(lesson.model, photos, 3, config=FAST, recogniser=lesson.recogniser)
+    for percent in (25, 50, 75):
+        expected = person.restore_batch(lesson.album.crops * 0.5, percent / 100)
+        assert torch.equal(restored(lesson, f"strength-{percent}", [3], "per-run")[0], expected)
+
+
 def test_stops_of_a_constant_schedule_lie_on_one_run(lesson):
     on_the_way, end = restored(lesson, "lora-4", [2, 4])
     alone, whole = restored(lesson, "lora-4", [2])[0], restored(lesson, "lora-4", [4])[0]
@@ -551,9 +559,10 @@ def test_only_people_measured_everywhere_are_compared(rows):
         curve_report.summary([row for row in rows if (row["identity"] == "a") == (row["method"] == "full")])
 
 
-def test_the_shipped_configuration_is_valid():
+@pytest.mark.parametrize("name", ["curve_128", "curve_128_long", "curve_london", "curve_strength"])
+def test_the_shipped_configurations_are_valid(name):
     root = Path(__file__).resolve().parents[1]
-    config = CurveConfig.from_yaml(root / "configs" / "curve_128.yml")
+    config = CurveConfig.from_yaml(root / "configs" / f"{name}.yml")
     assert config.check() is config
 
 

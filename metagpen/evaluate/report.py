@@ -214,6 +214,9 @@ LABELS = {
     "pivotal": "pivotal tuning",
     "meta": "start and learned rule",
     "null-space": "adapt in the null space",
+    "strength-25": "start and learned rule at strength 0.25",
+    "strength-50": "start and learned rule at strength 0.5",
+    "strength-75": "start and learned rule at strength 0.75",
     "wrong-person": "wrong person's photos",
     "reference-average": "blended with the mean face",
 }
