@@ -462,11 +462,14 @@ def curve_report(
     previews: Annotated[
         Path | None, typer.Option(help="Folder of pictures (default: previews, beside the rows).")
     ] = None,
+    sheets_of: Annotated[
+        int, typer.Option(min=0, help="So many of the people who may be shown are on the page's contact sheets.")
+    ] = 8,
 ) -> None:
     """Tables (Markdown, CSV), plots (PNG, SVG) and one self-contained HTML page from the rows of `curve`."""
     from .evaluate.curve_report import write_report
 
-    for path in write_report(rows, output, previews):
+    for path in write_report(rows, output, previews, sheets_of):
         out.print(str(path.resolve()))
 
 

@@ -460,6 +460,7 @@ def test_run_curve_from_a_configuration(folder, tmp_path, monkeypatch):
     assert sorted(path.name for path in (where / "previews").iterdir()) == ["a"], "only who may be shown"
     sheets = curve_report.contact_sheets(where / "previews")
     assert set(sheets) == {"a, hard", "a, extreme"} and sheets["a, hard"].width == 3 * 132 + 4
+    assert curve_report.contact_sheets(where / "previews", people=0) == {}
 
 
 # --- reports ---------------------------------------------------------------------------------------
@@ -506,6 +507,19 @@ def test_the_csv_holds_the_means(reported, rows):
     assert float(line["worst"]) == pytest.approx(max(0, -min(gains)))
 
 
+def test_two_points_are_compared_person_by_person(rows):
+    ours, theirs = ("adapt", 2, 2), ("full", 1, 0)
+    rows = [row for row in rows if (row["identity"], row["method"]) != ("c", "full")]
+    mine, others = (values(rows, degradation="hard", metric="deg", recogniser="scorer", method=method, shots=shots,
+                           steps=steps) for method, shots, steps in (ours, theirs))  # fmt: skip
+    found = curve_report.versus(rows, "hard", ours, theirs, "deg", "scorer")
+    differences = [mine[person] - others[person] for person in others]
+    assert found.mean == pytest.approx(np.mean(differences)) and (len(mine), len(others), found.identities) == (3, 2, 2)
+    assert found.worse == sum(difference > 0 for difference in differences), "more degrees are worse"
+    with pytest.raises(DataError, match="nobody was measured at both"):
+        curve_report.versus(rows, "hard", ours, ("adapt", 2, 7), "psnr")
+
+
 def test_the_page_needs_no_other_file(reported):
     page = (reported / "curve.html").read_text()
     sources = [part.split('"')[0] for part in page.split('src="')[1:]]
@@ -515,7 +529,9 @@ def test_the_page_needs_no_other_file(reported):
 
 def test_the_same_rows_give_the_same_report(rows, reported, tmp_path):
     path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    curve.write_rows(path, rows)
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    assert [json.loads(line) for line in lines] == rows
     curve_report.write_report(path, tmp_path / "again")
     for name in ("curve.md", "curve.csv", "smooth_seconds.svg", "curve.html"):
         assert (tmp_path / "again" / name).read_bytes() == (reported / name).read_bytes(), name

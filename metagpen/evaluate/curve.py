@@ -7,6 +7,7 @@ was at and nothing else; `rows.jsonl` holds the rows of all of them in a fixed o
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from metagpen import identities
 from metagpen.adaptation.loop import AdaptConfig, album
+from metagpen.atomic import whole_file
 from metagpen.config import Config
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
@@ -163,7 +165,7 @@ class CurveConfig(CurveSettings):
     )
     preview: int = Field(2, ge=0, description="how many photos of each of them to show")
     work_dir: str = Field("runs/curve", description="a folder per combination of settings; a run continues in its own")
-    output: str | None = Field(None, description="a further copy of the finished rows (.jsonl)")
+    output: str | None = Field(None, description="a further copy of the finished rows (.jsonl or .jsonl.gz)")
     progress: bool = True
 
 
@@ -615,5 +617,8 @@ def code_fingerprint() -> str:
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
-    """JSON Lines, whole or not at all; refuses NaN and infinities."""
-    report.write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    """JSON Lines, whole or not at all, compressed where the name ends in .gz (the same rows give the same bytes);
+    refuses NaN and infinities."""
+    data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode("utf-8")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)

@@ -20,7 +20,7 @@ from metagpen.atomic import whole_file
 from metagpen.errors import DataError
 from metagpen.evaluate import report
 from metagpen.evaluate.records import Record
-from metagpen.evaluate.statistics import bootstrap_mean
+from metagpen.evaluate.statistics import Gain, bootstrap_mean, paired_gain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,6 +163,24 @@ def summary(rows: Sequence[Row]) -> list[Row]:
                 }
             )
     return found
+
+
+def versus(rows: Iterable[Row], degradation: str, ours: tuple[str, int, int], theirs: tuple[str, int, int], metric: str,
+           recogniser: str | None = None) -> Gain:
+    """One point of the curve against another, (method, shots, steps) each: paired by person, over those who have both.
+
+    Raises DataError when nobody was measured at both.
+    """
+    found: dict[tuple[str, int, int], dict[str, float]] = {ours: {}, theirs: {}}
+    key = metric + (f":{recogniser}" if recogniser else "")
+    for record in records_of(row for row in rows if row["degradation"] == degradation):
+        if (point := (record.method, record.shots, record.steps)) in found and key in record.values:
+            found[point][record.person] = record.values[key]
+    both = set(found[ours]) & set(found[theirs])
+    if not both:
+        raise DataError(f"nobody was measured at both {ours} and {theirs} under {degradation} degradation in {key}")
+    return paired_gain(*({person: found[point][person] for person in both} for point in (ours, theirs)),
+                       higher_is_better=metric not in report.LOWER_IS_BETTER)
 
 
 def recognisers_of(rows: Iterable[Row]) -> list[str]:
@@ -331,12 +349,14 @@ def save_figure(figure: Figure, path: Path) -> None:
 # --- the page ------------------------------------------------------------------------------------
 
 
-def write_report(rows_file: str | Path, folder: str | Path, previews: str | Path | None = None) -> list[Path]:
+def write_report(rows_file: str | Path, folder: str | Path, previews: str | Path | None = None,
+                 sheets_of: int = 8) -> list[Path]:
     """`metagpen curve-report`: everything from a file of rows into a folder; returns the files.
 
     curve.md, curve.csv; {dataset}_{shots, steps, seconds}.png and .svg; curve.html, which needs no other file.
     previews: the run's folder of pictures of people who may be shown, default `previews` beside the rows; without it
-    the page has no contact sheets. Raises DataError for a file of anything else.
+    the page has no contact sheets. sheets_of: the first so many of those people are in the page. Raises DataError for a
+    file of anything else.
     """
     rows_file, folder = Path(rows_file), Path(folder)
     rows = read_rows(rows_file)
@@ -354,18 +374,19 @@ def write_report(rows_file: str | Path, folder: str | Path, previews: str | Path
             save_figure(figure, path)
             plots.setdefault(dataset, []).append(path)
             written += [path, path.with_suffix(".svg")]
-    sheets = contact_sheets(Path(previews) if previews else rows_file.parent / "previews")
+    sheets = contact_sheets(Path(previews) if previews else rows_file.parent / "previews", sheets_of)
     page = folder / "curve.html"
     report.write_text(page, html_page(summed, [path for paths in plots.values() for path in paths], sheets))
     return [*written, page]
 
 
-def contact_sheets(previews: Path) -> dict[str, Image.Image]:
-    """A sheet per person and degradation from the strips of a run: a column per method, a line per photo."""
+def contact_sheets(previews: Path, people: int = 8) -> dict[str, Image.Image]:
+    """From the strips of a run, a sheet for each of its first people and each degradation: a column per method, a line
+    per photo."""
     from metagpen import faces
 
     sheets = {}
-    for person in sorted(folder for folder in _inside(previews, "previews") if folder.is_dir()):
+    for person in sorted(folder for folder in _inside(previews, "previews") if folder.is_dir())[:people]:
         strips: dict[str, dict[str, Image.Image]] = defaultdict(dict)
         for path in sorted(person.glob("*_*_0.png")):
             degradation, method = path.stem.removesuffix("_0").split("_", 1)
