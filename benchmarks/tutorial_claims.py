@@ -22,9 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +49,7 @@ from metagpen.finetune.watch import read_series
 from metagpen.identities import People, load_people, split
 from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
-from metagpen.workers import obey_parent, uninterrupted
+from metagpen.workers import spread
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
@@ -98,16 +96,9 @@ def measured(config: Claims, left_out: Sequence[str], workers: int, threads: int
     if workers == 1:
         found = map(one, persons)
     else:
-        with ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker) as pool:
-            with uninterrupted():
-                found = pool.map(one, persons)
-            found = list(found)
+        done = dict(spread(one, persons, workers, keep_freed_memory))
+        found = [done[person] for person in persons]
     return [record for records in found for record in records]
-
-
-def prepare_worker() -> None:
-    obey_parent()
-    keep_freed_memory()
 
 
 def identical(config: Claims, model: MetaGPEN) -> dict[str, Any]:

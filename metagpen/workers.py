@@ -1,14 +1,49 @@
-"""Interruptions: of worker processes, which leave them to their parent and never outlive it, and of long work, which
-finishes its step first."""
+"""Worker processes, which leave interruptions to their parent and never outlive it; long work that finishes its step
+before it is interrupted."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import parent_process
+from multiprocessing import get_context, parent_process
+from typing import Any, TypeVar
+
+from .errors import DataError
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
+
+
+def spread(work: Callable[[Job], Result], jobs: Iterable[Job], workers: int, prepare: Callable[..., None],
+           *arguments: Any) -> Iterator[tuple[Job, Result]]:
+    """(job, work(job)) from so many processes, in the order in which they finish; each begins with prepare(*arguments).
+
+    The processes are spawned, not forked: a forked copy of a process whose torch has run threads can hang. Jobs that
+    nobody has begun are dropped when the caller stops asking. Raises DataError when a process dies; what `work` raises
+    is raised here.
+    """
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (prepare, arguments))
+    try:
+        with uninterrupted():
+            running = {pool.submit(work, job): job for job in jobs}
+        for done in as_completed(running):
+            yield running[done], done.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process died, perhaps for want of memory: use fewer workers. If a script calls this, "
+            'the call must stand below `if __name__ == "__main__":`'
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    obey_parent()
+    prepare(*arguments)
 
 
 def obey_parent() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..errors import ConfigError, DataError, PhotoError
-from ..workers import obey_parent, uninterrupted
+from ..workers import spread
 from .base import Degradation
 from .names import by_name
 
@@ -184,27 +182,9 @@ def _run(jobs: list[_Job], degrade: Degradation, num_workers: int, bar: Callable
         with _one_thread():
             with bar(iter(jobs), len(jobs)) as todo:
                 return {job.index: _write_pair(job, degrade) for job in todo}
-    # Spawned, not forked: a forked copy of a process whose torch has run threads can hang.
-    context = multiprocessing.get_context("spawn")
-    workers = min(num_workers, len(jobs))
-    with ProcessPoolExecutor(workers, context, initializer=_prepare_worker) as pool:
-        try:
-            with uninterrupted():
-                futures: dict[Future, _Job] = {pool.submit(_write_pair, job, degrade): job for job in jobs}
-            with bar(as_completed(futures), len(jobs)) as ready:
-                return {futures[done].index: done.result() for done in ready}
-        except BrokenProcessPool:
-            raise DataError(
-                "a worker process died, perhaps for want of memory: use fewer workers. If a script calls this, "
-                'the call must stand below `if __name__ == "__main__":`'
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _prepare_worker() -> None:
-    obey_parent()
-    torch.set_num_threads(1)
+    done = spread(partial(_write_pair, degrade=degrade), jobs, min(num_workers, len(jobs)), torch.set_num_threads, 1)
+    with closing(done), bar(done, len(jobs)) as ready:
+        return {job.index: reason for job, reason in ready}
 
 
 @contextmanager

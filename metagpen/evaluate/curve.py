@@ -11,11 +11,9 @@ import gzip
 import json
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +34,10 @@ from metagpen.evaluate.records import append_line, whole_lines
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, load_support, load_task
 from metagpen.identities import People
 from metagpen.lpips_files import load_lpips
+from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 from metagpen.recognise import Recogniser
-from metagpen.workers import obey_parent, uninterrupted
+from metagpen.workers import spread
 
 Row = dict[str, Any]
 
@@ -506,14 +505,7 @@ def run_units(
     if workers == 1 or not todo:
         yield from ((unit, bench.measure(unit)) for unit in todo)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), prepare_worker, (pickled(bench), torch.get_num_threads()))
-    try:
-        with uninterrupted():
-            running = {pool.submit(measure_in_worker, unit): unit for unit in todo}
-        for done in as_completed(running):
-            yield running[done], done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from spread(measure_in_worker, todo, workers, prepare_worker, pickled(bench), torch.get_num_threads())
 
 
 def pickled(bench: Bench) -> bytes:
@@ -527,9 +519,8 @@ _worker: Bench | None = None
 
 
 def prepare_worker(bench: bytes, threads: int) -> None:
-    """A worker's beginning: unpack the bench, and die with the parent, even when that is killed."""
     global _worker
-    obey_parent()
+    keep_freed_memory()  # the process is ours
     torch.set_num_threads(threads)
     _worker = pickle.loads(bench)
 
