@@ -78,7 +78,7 @@ class Case:
         torch.manual_seed(SEED)
         gpen = GPEN(wanted.size, wanted.channel_multiplier, wanted.narrow)
         self.model = MetaGPEN(gpen).frozen().to(device)
-        self.config = AdaptConfig(batch_size=wanted.batch, start=False, rule=False)
+        self.config = AdaptConfig(batch_size=wanted.batch, decoder_rank=0, start=False, rule=False)
         generator = torch.Generator().manual_seed(SEED)
         person = new_parameters(gpen, self.config.spec, 1, generator)
         self.person = {name: (value + 0.05 * torch.randn(value.shape, generator=generator).to(device)).requires_grad_()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .gpen import GPEN
+from .person.bases import DecoderBases
 from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
 from .tensors import differences, shapes, write_tensors
@@ -22,17 +23,19 @@ FORMAT = "metagpen-model-4"
 
 class MetaGPEN(nn.Module):
     """`gpen` restores; `start` (or None) turns an identity into the first guess of a person's latent adapter; `rule`
-    (or None) is what an outer loop learned about the steps from there.
+    (or None) is what an outer loop learned about the steps from there; `bases` (or None, random ones) are the filters
+    that everybody's differences of the decoder are made of.
 
     `card`: what a user should know: training data, cost, licence, the recogniser that `start` understands.
     Frozen once loaded: adaptation returns a `Person` and never changes these weights.
     """
 
     def __init__(self, gpen: GPEN, start: IdentityStart | None = None, card: dict[str, Any] | None = None,
-                 rule: InnerRule | None = None):
+                 rule: InnerRule | None = None, bases: DecoderBases | None = None):
         super().__init__()
-        self.gpen, self.start, self.rule, self.card = gpen, start, rule, dict(card or {})
+        self.gpen, self.start, self.rule, self.bases, self.card = gpen, start, rule, bases, dict(card or {})
         self._fingerprint: str | None = None
+        self._random_bases: dict[int, DecoderBases] = {}
 
     @property
     def size(self) -> int:
@@ -68,6 +71,18 @@ class MetaGPEN(nn.Module):
         `person.start.Gate`); None, nothing, without a start."""
         return None if self.gate is None else self.gate.filling(images)
 
+    def bases_of(self, rank: int) -> list[Tensor] | None:
+        """The shared filters [rank, in, 3, 3] of each styled convolution; None for rank 0.
+
+        Raises ConfigError where the model's own are fewer."""
+        if not rank:
+            return None
+        if self.bases is not None:
+            return self.bases.of(rank)
+        if rank not in self._random_bases or self._random_bases[rank].filters[0].device != self.device:
+            self._random_bases[rank] = DecoderBases.random(self.gpen, rank)
+        return self._random_bases[rank].of(rank)
+
     @torch.no_grad()
     def restore(self, images: Tensor) -> Tensor:
         """The generic restoration of aligned faces [B, 3, S, S] in [-1, 1]; same shape, clamped to [-1, 1]."""
@@ -79,7 +94,8 @@ class MetaGPEN(nn.Module):
         tensors = {k: v.detach().cpu().to(dtype) for k, v in self.state_dict().items()}
         header = {"format": FORMAT, "gpen": json.dumps(self.gpen.config.to_dict()),
                   "start": json.dumps(self.start.config() if self.start else None),
-                  "rule": json.dumps(self.rule.to_dict() if self.rule else None), "card": json.dumps(self.card)}
+                  "rule": json.dumps(self.rule.to_dict() if self.rule else None),
+                  "bases": json.dumps(self.bases.rank if self.bases else None), "card": json.dumps(self.card)}
         return write_tensors(path, tensors, header)
 
     @classmethod
@@ -104,14 +120,16 @@ class MetaGPEN(nn.Module):
     def _built(cls, header: dict[str, str], tensors: dict[str, Tensor]) -> MetaGPEN:
         """The model that a header describes, holding these tensors; nothing is built that they would not fill."""
         arguments, start, card = (json.loads(header[name]) for name in ("gpen", "start", "card"))
-        rule = json.loads(header.get("rule", "null"))
+        rule, rank = (json.loads(header.get(name, "null")) for name in ("rule", "bases"))
         with torch.device("meta"):
-            empty = cls(GPEN(**arguments), IdentityStart(**start) if start else None)
+            gpen = GPEN(**arguments)
+            empty = cls(gpen, IdentityStart(**start) if start else None,
+                        bases=DecoderBases(gpen, rank) if rank else None)
         plain = {name: value for name, value in tensors.items() if not (rule and name.startswith("rule."))}
         if problems := differences(plain, shapes(empty.state_dict())):
             raise CheckpointError(f"it has {problems}")
         gpen = GPEN(**arguments)
         model = cls(gpen, IdentityStart(**start) if start else None, card,
-                    InnerRule.from_dict(gpen, rule) if rule else None)
+                    InnerRule.from_dict(gpen, rule) if rule else None, DecoderBases(gpen, rank) if rank else None)
         model.load_state_dict(tensors)
         return model

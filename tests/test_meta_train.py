@@ -20,6 +20,8 @@ from metagpen.gpen import GPEN
 from metagpen.meta import ENGINES, OUTER_LOOPS
 from metagpen.meta import train as meta
 from metagpen.model import MetaGPEN
+from metagpen.person import AdapterSpec, DecoderBases
+from metagpen.person.rule import InnerRule, RuleConfig
 
 
 @pytest.fixture
@@ -227,6 +229,31 @@ if not rank:
 def test_what_cannot_work_is_refused_early(config, change, error, message):
     with pytest.raises(error, match=message):
         meta.prepare(config.model_copy(update=change))
+
+
+def test_shared_filters_are_learned_and_kept(config, tiny_model, tmp_path):
+    inner = config.inner.model_copy(update={"decoder_rank": 3})
+    trainer = meta.prepare(config.model_copy(update={"inner": inner, "slow": ["bases.*"], "lr_slow": 1e-2}))
+    before = [own.detach().clone() for own in trainer.model.bases.filters]
+    assert all(torch.equal(own, random) for own, random in zip(
+        before, DecoderBases.random(trainer.model.gpen, 3).filters, strict=True))
+    trainer.train_step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, trainer.model.bases.filters, strict=True))
+    path = trainer.average.module.save(tmp_path / "model.safetensors")
+    assert MetaGPEN.from_file(path).bases.rank == 3
+
+
+def test_a_rule_takes_over_what_fits(tiny_model):
+    shape = RuleConfig("adam", 4, per_step=True)
+    old = InnerRule(tiny_model.gpen, AdapterSpec(1, 2), shape, lr_latent=0.5)
+    new = InnerRule(tiny_model.gpen, AdapterSpec(1, 3, decoder_rank=2), shape, lr_latent=0.1, lr_decoder=0.2)
+    with torch.no_grad():
+        old.initial["linear-bias"].fill_(7.0)
+    new.take(old)
+    assert torch.equal(new.initial["linear-bias"], old.initial["linear-bias"])
+    assert torch.equal(new.log_rates["latent-offset"], old.log_rates["latent-offset"])
+    assert new.initial["linear-weight-up"].shape[-1] == 3, "of another shape: its own"
+    assert new.rates(0, 4)["decoder.0.up"].item() == pytest.approx(0.2)
 
 
 def test_a_frozen_weight_cannot_be_slow(config):

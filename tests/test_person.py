@@ -6,11 +6,21 @@ import torch
 from metagpen.errors import CheckpointError, ConfigError, PhotoError
 from metagpen.gpen import GPEN
 from metagpen.model import MetaGPEN
-from metagpen.person import AdapterSpec, IdentityStart, Person, mean_identity, new_parameters, personal_forward
+from metagpen.person import (
+    AdapterSpec,
+    DecoderBases,
+    IdentityStart,
+    Person,
+    folded,
+    mean_identity,
+    new_parameters,
+    personal_forward,
+)
 from metagpen.person.adapter import personal_forward_reference
 from metagpen.person.start import band_statistics
 
-SPECS = [AdapterSpec(2, 0, 0), AdapterSpec(2, 3, 2), AdapterSpec(1, 0, 2), AdapterSpec(0, 2, 0)]
+SPECS = [AdapterSpec(2, 0, 0), AdapterSpec(2, 3, 2), AdapterSpec(1, 0, 2), AdapterSpec(0, 2, 0),
+         AdapterSpec(0, 1, 0, decoder_rank=3), AdapterSpec(2, 2, 1, decoder_rank=2)]
 
 
 def somebody(model: MetaGPEN, spec: AdapterSpec, people: int = 1, seed: int = 3) -> dict[str, torch.Tensor]:
@@ -26,9 +36,11 @@ def test_batched_people_equal_one_after_the_other(tiny_model, spec):
     parameters = {k: v.double().requires_grad_() for k, v in somebody(model, spec, people=3).items()}
     images = torch.rand(6, 3, model.size, model.size, dtype=torch.float64) * 2 - 1
     torch.nn.init.normal_(model.start.gate.centre)
+    bases = model.bases_of(spec.decoder_rank)
     for strength, gate, filling in ((1.0, None, None), (0.4, model.gate, model.filling(images))):
-        fast = personal_forward(model.gpen, images, parameters, spec, strength, gate=gate, filling=filling)
-        plain = personal_forward_reference(model.gpen, images, parameters, strength, gate, filling)
+        fast = personal_forward(model.gpen, images, parameters, spec, strength, gate=gate, filling=filling,
+                                bases=bases)
+        plain = personal_forward_reference(model.gpen, images, parameters, strength, gate, filling, bases)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
         gradients = [torch.autograd.grad(y.square().sum(), list(parameters.values())) for y in (fast, plain)]
         for a, b in zip(*gradients, strict=True):
@@ -36,13 +48,13 @@ def test_batched_people_equal_one_after_the_other(tiny_model, spec):
 
 
 def test_every_image_may_have_a_strength_of_its_own(tiny_model):
-    spec, images = AdapterSpec(2, 2, 1), torch.rand(3, 3, tiny_model.size, tiny_model.size) * 2 - 1
-    parameters, filling = somebody(tiny_model, spec), tiny_model.filling(images)
+    spec, images = AdapterSpec(2, 2, 1, decoder_rank=2), torch.rand(3, 3, tiny_model.size, tiny_model.size) * 2 - 1
+    parameters, filling, bases = somebody(tiny_model, spec), tiny_model.filling(images), tiny_model.bases_of(2)
     together = personal_forward(tiny_model.gpen, images, parameters, spec, torch.tensor([0.0, 0.3, 1.0]),
-                                gate=tiny_model.gate, filling=filling)
+                                gate=tiny_model.gate, filling=filling, bases=bases)
     for i, strength in enumerate((0.0, 0.3, 1.0)):
         alone = personal_forward(tiny_model.gpen, images[i:i + 1], parameters, spec, strength, gate=tiny_model.gate,
-                                 filling=filling[i:i + 1])
+                                 filling=filling[i:i + 1], bases=bases)
         torch.testing.assert_close(together[i:i + 1], alone, rtol=0, atol=1e-5)
 
 
@@ -67,12 +79,13 @@ def test_an_open_gate_fills_in_nobody_and_a_shut_one_the_answer_to_the_damage_al
 
 
 def test_frozen_prefix_gives_the_same_gradients(tiny_model):
-    spec = AdapterSpec(2, 2, 1)
+    spec, bases = AdapterSpec(2, 2, 1, decoder_rank=2), tiny_model.bases_of(2)
     parameters = {k: v.requires_grad_() for k, v in somebody(tiny_model, spec).items()}
     images = torch.rand(2, 3, tiny_model.size, tiny_model.size) * 2 - 1
     tiny_model.gpen.requires_grad_(True)
-    gradients = [torch.autograd.grad(personal_forward(tiny_model.gpen, images, parameters, spec, frozen=frozen).sum(),
-                                     list(parameters.values())) for frozen in (False, True)]
+    outputs = [personal_forward(tiny_model.gpen, images, parameters, spec, frozen=frozen, bases=bases)
+               for frozen in (False, True)]
+    gradients = [torch.autograd.grad(output.sum(), list(parameters.values())) for output in outputs]
     for a, b in zip(*gradients, strict=True):
         assert torch.equal(a, b)
 
@@ -125,13 +138,51 @@ def test_a_shut_gate_lets_nothing_in_and_an_open_one_all(tiny_model):
             assert torch.equal(tiny_model.gate(images), torch.full((2, tiny_model.gpen.config.n_latent), share))
 
 
+def test_shared_filters_are_the_same_everywhere_and_for_good(tiny_model):
+    first, second = (DecoderBases.random(tiny_model.gpen, 3) for _ in range(2))
+    assert len(first.filters) == len(tiny_model.gpen.generator.styled)
+    assert all(torch.equal(a, b) for a, b in zip(first.filters, second.filters, strict=True))
+    # numpy's RandomState(0): its first normal number is 1.764052..., the variance here is 1/3
+    assert float(first.filters[0].flatten()[0]) == pytest.approx(1.764052345967664 / 3**0.5)
+    assert tiny_model.bases_of(0) is None and tiny_model.bases_of(3)[0].shape[0] == 3
+
+
+def test_a_model_keeps_its_filters_and_a_person_needs_enough_of_them(tiny_model, tmp_path):
+    plain = tiny_model.fingerprint
+    bases = DecoderBases.random(tiny_model.gpen, 4)
+    for own in bases.filters:
+        own.data += 0.25
+    model = MetaGPEN(tiny_model.gpen, tiny_model.start, tiny_model.card, bases=bases).frozen()
+    assert model.fingerprint != plain, "they are part of what a Person belongs to"
+    path = model.save(tmp_path / "model.safetensors", torch.float32)
+    again = MetaGPEN.from_file(path).frozen()
+    assert again.fingerprint == model.fingerprint and again.bases.rank == 4
+    assert all(torch.equal(a, b[:3]) for a, b in zip(again.bases_of(3), bases.filters, strict=True))
+    with pytest.raises(ConfigError, match="decoder_rank = 5: this model shares 4"):
+        again.bases_of(5)
+    spec = AdapterSpec(0, 1, 0, decoder_rank=5)
+    file = Person(model, spec, new_parameters(model.gpen, spec, 1, torch.Generator())).save(tmp_path / "five")
+    with pytest.raises(CheckpointError, match="this model shares 4"):
+        Person.load(file, model)
+
+
+def test_decoder_mixtures_stay_whole_when_compressed_and_cannot_be_folded(tiny_model):
+    spec = AdapterSpec(2, 3, 0, gated=False, decoder_rank=2)
+    person = Person(tiny_model, spec, somebody(tiny_model, spec))
+    small = person.compress(tail_rank=1)
+    assert small.spec.decoder_rank == 2 and small.spec.tail_rank == 1
+    assert torch.equal(small.parameters["decoder.1.up"], person.parameters["decoder.1.up"])
+    with pytest.raises(ConfigError, match="decoder_rank=0"):
+        folded(person)
+
+
 def test_mean_identity_is_a_unit_vector():
     mean = mean_identity(torch.nn.functional.normalize(torch.randn(5, 7), dim=1))
     torch.testing.assert_close(mean.norm(), torch.tensor(1.0))
 
 
 def test_file_holds_the_person(tiny_model, tmp_path):
-    spec = AdapterSpec(2, 2, 1)
+    spec = AdapterSpec(2, 2, 1, decoder_rank=2)
     parameters = {k: v.half().float() for k, v in somebody(tiny_model, spec).items()}
     person = Person(tiny_model, spec, parameters, {"shots": 5, "steps": 32})
     path = person.save(tmp_path / "ada")

@@ -25,13 +25,15 @@ from ..losses import RecogniserLoss, chroma_l1, gradient_l1, l1
 from ..memory import free_memory
 from ..model import MetaGPEN
 from ..person import AdapterSpec, Parameters, Person, mean_identity, new_parameters, personal_forward
+from ..person.rule import by_kind
 from . import adversarial
 from .optimise import Optimiser, new_optimiser, warmup_cosine
 
 OnError = Callable[[str, Exception], None]
 
 
-DECIDED_BY_RULE = {"optimiser", "lr_latent", "lr_tail", "warmup", "eta_min", "tail_blocks", "tail_rank", "latent_rank"}
+DECIDED_BY_RULE = {"optimiser", "lr_latent", "lr_tail", "lr_decoder", "warmup", "eta_min", "tail_blocks", "tail_rank",
+                   "latent_rank", "decoder_rank"}
 """Settings in whose place a model's learned inner rule stands."""
 
 
@@ -46,6 +48,7 @@ class AdaptConfig(Config):
     optimiser: str = Field("adam", pattern="^(adam|sgd)$")
     lr_latent: float = 1e-2
     lr_tail: float = 1e-3
+    lr_decoder: float = 3e-3
     warmup: int = Field(4, ge=0)
     eta_min: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first")
     l1: float = 1.0
@@ -59,6 +62,7 @@ class AdaptConfig(Config):
     tail_blocks: int = 2
     tail_rank: int = 8
     latent_rank: int = 0
+    decoder_rank: int = Field(16, ge=0, description="shared filters that each decoder layer's difference is made of")
     start: bool = True
     rule: bool = Field(True, description="follow the model's learned inner rule, if it has one, in place of the "
                                          "optimiser, rates, spec and initial values given here")
@@ -79,7 +83,7 @@ class AdaptConfig(Config):
 
     @property
     def spec(self) -> AdapterSpec:
-        return AdapterSpec(self.tail_blocks, self.tail_rank, self.latent_rank)
+        return AdapterSpec(self.tail_blocks, self.tail_rank, self.latent_rank, decoder_rank=self.decoder_rank)
 
     def for_model(self, model: MetaGPEN) -> AdaptConfig:
         """With what the model's learned rule, if it is to be followed, says in the place of what stands here."""
@@ -325,7 +329,7 @@ def inner_step(objective: Callable[..., Tensor], parameters: Parameters, support
 
 
 def rate(name: str, config: AdaptConfig) -> float:
-    return config.lr_latent if name.startswith("latent.") else config.lr_tail
+    return by_kind(name, config.lr_latent, config.lr_tail, config.lr_decoder)
 
 
 def draw(albums: Sequence[Album], degradation: degrade.Degradation, config: AdaptConfig,
@@ -369,7 +373,8 @@ class Objective:
         with self.autocast():
             return personal_forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
                                     self.config.spec, frozen=True, gate=self.model.gate,
-                                    filling=self.model.filling(poor)).float()
+                                    filling=self.model.filling(poor),
+                                    bases=self.model.bases_of(self.config.spec.decoder_rank)).float()
 
     def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
         """The loss of each person [P]."""

@@ -219,7 +219,7 @@ class Options(Config):
             **losses.model_dump(), batch_size=train.batch_size_per_gpu, degradation=train.degradation,
             steps=self.train.total_iters, warmup=self.train.warmup_iter, lr_tail=self.train.lr_G,
             lr_latent=self.train.lr_G * self.train.latent_rate, lr_critic=self.train.lr_D, seed=self.manual_seed,
-            tail_blocks=self.released_blocks(gpen), tail_rank=0, start=False, rule=False,
+            tail_blocks=self.released_blocks(gpen), tail_rank=0, decoder_rank=0, start=False, rule=False,
         )  # fmt: skip
 
     def notes(self, gpen: GPEN) -> list[str]:

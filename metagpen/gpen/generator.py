@@ -5,12 +5,13 @@ Keys and shapes are those of the published checkpoints.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .layers import EqualLinear, PixelNorm, StyledConv, ToRGB, encoder_layer
+from .layers import Branch, EqualLinear, PixelNorm, StyledConv, ToRGB, encoder_layer
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,25 @@ class Decoder(nn.Module):
         """The layers of the highest resolution: two styled convolutions and a ToRGB."""
         return [*self.convs[-2:], self.to_rgbs[-1]]
 
-    def forward(self, latents: Tensor, features: list[Tensor]) -> Tensor:
-        """latents [B, n_latent, style_dim]; features from 4 px up, one per resolution -> image [B, 3, S, S]."""
+    @property
+    def styled(self) -> list[StyledConv]:
+        """The styled convolutions from 4 px up; the k-th reads the k-th latent."""
+        return [self.conv1, *self.convs]
+
+    def forward(self, latents: Tensor, features: list[Tensor], branches: Sequence[Branch] | None = None) -> Tensor:
+        """latents [B, n_latent, style_dim]; features from 4 px up, one per resolution -> image [B, 3, S, S].
+
+        branches: one for each of `styled`, see `ModulatedConv2d.convolve`.
+        """
         w = latents.unbind(dim=1)
+        own = branches or [None] * len(self.styled)
         x = self.input.input.expand(latents.shape[0], -1, -1, -1).to(features[0].dtype)
         x = x.contiguous(memory_format=layout(features[-1]))  # else every layer would mix two layouts, and copy
-        x = self.conv1(x, w[0], features[0])
+        x = self.conv1(x, w[0], features[0], own[0])
         rgb = self.to_rgb1(x, w[1])
         for i, to_rgb in enumerate(self.to_rgbs):
-            x = self.convs[2 * i](x, w[2 * i + 1], features[i + 1])
-            x = self.convs[2 * i + 1](x, w[2 * i + 2], features[i + 1])
+            x = self.convs[2 * i](x, w[2 * i + 1], features[i + 1], own[2 * i + 1])
+            x = self.convs[2 * i + 1](x, w[2 * i + 2], features[i + 1], own[2 * i + 2])
             rgb = to_rgb(x, w[2 * i + 3], rgb)
         return rgb
 
@@ -131,8 +141,8 @@ class GPEN(nn.Module):
         """z [B, style_dim] -> w [B, style_dim], through the prior's mapping network."""
         return self.generator.style(z)
 
-    def decode(self, features: list[Tensor], latents: Tensor) -> Tensor:
-        return self.generator(latents, features)
+    def decode(self, features: list[Tensor], latents: Tensor, branches: Sequence[Branch] | None = None) -> Tensor:
+        return self.generator(latents, features, branches)
 
     def forward(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
         """`offset` [B, n_latent, style_dim], if given, is added to the encoder's w layer by layer (W+)."""

@@ -6,6 +6,7 @@ hold each pair together in float64, and `benchmarks/inner_step.py` says what it 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
+Branch = Callable[[Tensor], Tensor]
 
 
 class FusedLeakyReLU(nn.Module):
@@ -146,22 +148,33 @@ class ModulatedConv2d(nn.Module):
         x, factor = self.convolve(x, w)
         return x if factor is None else x * factor.to(x.dtype)[:, :, None, None]
 
-    def convolve(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+    def convolve(self, x: Tensor, w: Tensor, branch: Branch | None = None) -> tuple[Tensor, Tensor | None]:
         """The result before demodulation, and the factor [B, out] that demodulates it: the activation that follows
-        can apply it on its way."""
+        can apply it on its way.
+
+        branch: from the modulated x to what is added to its convolution, before the blur of an up-sampling layer. The
+        demodulation stays that of the weight alone.
+        """
         style, weight = self.modulation(w) * self.scale, self.weight[0]  # [B, in], [out, in, k, k]
         if not (self.padding or self.demodulate or self.upsample):  # ToRGB: few outputs, so scale the weight, not x
             return pointwise(x, weight[None, :, :, 0, 0] * style[:, None]), None
         x = x * style.to(x.dtype)[:, :, None, None]
+        convolved = self.filter(x, weight)
+        x = convolved if branch is None else convolved + branch(x)
         if self.upsample:
-            x = self.blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
-        else:
-            x = F.conv2d(x, weight, padding=self.padding)
+            x = self.blur(x)
         if not self.demodulate:
             return x, None
         with torch.autocast(x.device.type, enabled=False):
             energy = F.linear(style.square(), weight.square().sum(dim=(2, 3)))  # [B, out]
         return x, torch.rsqrt(energy + 1e-8)
+
+    def filter(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [B, in, H, W] with a weight [out, in, k, k]: as this layer does it, [B, out, H, W] or, where it goes up,
+        [B, out, 2H + 1, 2W + 1], yet to be blurred."""
+        if self.upsample:
+            return F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+        return F.conv2d(x, weight, padding=self.padding)
 
     def reference(self, x: Tensor, w: Tensor) -> Tensor:
         """The plain twin, as StyleGAN2 writes it: one weight per sample, one grouped convolution."""
@@ -237,11 +250,12 @@ class StyledConv(nn.Module):
         self.noise = NoiseInjection(concat)
         self.activate = FusedLeakyReLU(out_channels * (2 if concat else 1))
 
-    def forward(self, x: Tensor, w: Tensor, feature: Tensor) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, feature: Tensor, branch: Branch | None = None) -> Tensor:
+        """`branch`: see `ModulatedConv2d.convolve`."""
+        x, factor = self.conv.convolve(x, w, branch)
         if not self.noise.concat:
-            return self.activate(self.noise(self.conv(x, w), feature))
+            return self.activate(self.noise(x * factor.to(x.dtype)[:, :, None, None], feature))
         # activate both parts before they meet: one pass each, and none backwards for a feature without a graph
-        x, factor = self.conv.convolve(x, w)
         own, injected = self.activate.bias.tensor_split([x.shape[1]])
         return torch.cat((scaled_leaky_relu(x, own, factor),
                           scaled_leaky_relu(feature.to(x.dtype), injected, self.noise.weight)), dim=1)

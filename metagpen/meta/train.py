@@ -37,6 +37,7 @@ from ..identities import PackedPhotos, People, load_people, pack, split
 from ..losses import VGGLoss
 from ..model import MetaGPEN
 from ..person import Parameters, mean_identity
+from ..person.bases import DecoderBases
 from ..person.rule import InnerRule, RuleConfig
 from ..train import (
     TAKE_ANOTHER,
@@ -114,7 +115,7 @@ class MetaConfig(Config):
     min_query_side: int = Field(0, description="native pixels that a query photo must have")
     learn_start: bool = True
     slow: list[str] = Field([], description="patterns of names of shared weights to learn too, e.g. "
-                                            "gpen.generator.*.modulation.*, start.gate.slope")
+                                            "bases.*, gpen.generator.*.modulation.*, start.gate.slope")
     meta_steps: int = Field(1000, gt=0)
     outer_optimiser: str = Field("adam", pattern="^(adam|sgd)$")
     lr: float = Field(3e-3, description="of where people begin")
@@ -178,15 +179,18 @@ class Trainer:
         moving = {} if self.loop.moving is None else {"moving": self.loop.moving}
         shape = RuleConfig(config.inner.optimiser, config.inner.steps, self.loop.per_step, self.loop.elementwise,
                            **moving)
-        rule = InnerRule(model.gpen, config.inner.spec, shape, config.inner.lr_latent, config.inner.lr_tail,
-                         config.seed)
-        if model.rule is not None and (model.rule.config, model.rule.spec) == (shape, rule.spec):
-            rule.load_state_dict(model.rule.state_dict())
+        inner = config.inner
+        rule = InnerRule(model.gpen, inner.spec, shape, inner.lr_latent, inner.lr_tail, inner.lr_decoder, config.seed)
+        if model.rule is not None:
+            rule.take(model.rule)
+        bases = model.bases
+        if inner.decoder_rank and bases is None:
+            bases = DecoderBases.random(model.gpen, inner.decoder_rank)
         card = {**model.card, **config.card, "meta": {
             "loop": config.loop, "first_order": config.first_order, "inner_steps": config.inner.steps,
             "people": len(self.data.photos.names), "photos": len(self.data.photos),
             "loss_recogniser": self.in_losses.name}}
-        return MetaGPEN(model.gpen, model.start, card, rule).requires_grad_(False)
+        return MetaGPEN(model.gpen, model.start, card, rule, bases).requires_grad_(False)
 
     def _eligible(self) -> list[tuple[Tensor, Tensor]]:
         """Of everybody who can be an episode: all photos, and those that may be queries."""

@@ -8,6 +8,7 @@ The adapter is a value: a dict of tensors with a leading people dimension P, nev
     tail.{k}.bias      [P, out]
     linear.weight      [P, D, in]  or .up [P, D, r], .down [P, r, in]     the encoder's final linear layer
     linear.bias        [P, D]
+    decoder.{k}.up     [P, out, r]   the k-th styled convolution: times the filters that all people share, `bases`
 
 All are differences from the shared model, so zeros mean "nobody", and a strength in [0, 1] scales them.
 """
@@ -15,8 +16,9 @@ All are differences from the shared model, so zeros mean "nobody", and a strengt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..gpen import GPEN
-from ..gpen.layers import EqualConv2d, scaled_leaky_relu
+from ..gpen.layers import Branch, EqualConv2d, ModulatedConv2d, scaled_leaky_relu
 
 Parameters = dict[str, Tensor]
 Gate = Callable[[Tensor], Tensor]
@@ -33,13 +35,15 @@ Gate = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class AdapterSpec:
     """What is personal. `tail_blocks`: how many of the last encoder blocks; `tail_rank`: rank of the tail's deltas,
-    0 for full matrices; `latent_rank`: rank of the map of the encoder's own w, 0 for the offset alone. `gated`: the
+    0 for full matrices; `latent_rank`: rank of the map of the encoder's own w, 0 for the offset alone; `decoder_rank`:
+    how many of the shared filters each decoder layer's difference is made of, 0 for no difference. `gated`: the
     model's gate, if it has one, decides how much of the person a photo lets in; a fine-tune goes without."""
 
     tail_blocks: int = 2
     tail_rank: int = 8
     latent_rank: int = 0
     gated: bool = True
+    decoder_rank: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """`gated` only where it is off: it is an addition to the file, and the others stay as they were."""
@@ -86,6 +90,9 @@ def new_parameters(gpen: GPEN, spec: AdapterSpec, people: int, generator: torch.
     rows, columns = gpen.final_linear[0].weight.shape
     parameters |= delta("linear.weight", rows, columns, spec.tail_rank, (rows, columns))
     parameters["linear.bias"] = zeros(rows)
+    if spec.decoder_rank:
+        for k, layer in enumerate(gpen.generator.styled):
+            parameters[f"decoder.{k}.up"] = zeros(layer.conv.weight.shape[1], spec.decoder_rank)
     return parameters
 
 
@@ -107,15 +114,15 @@ def encode_prefix(gpen: GPEN, images: Tensor, spec: AdapterSpec) -> list[Tensor]
 
 def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: AdapterSpec,
                      strength: float | Tensor = 1.0, frozen: bool = False, gate: Gate | None = None,
-                     filling: Tensor | None = None) -> Tensor:
+                     filling: Tensor | None = None, bases: Sequence[Tensor] | None = None) -> Tensor:
     """GPEN with every person's own tail and latents: images [P·B, 3, S, S], person-major -> same shape.
 
     One batch for all people: everything shared runs once over P·B images, the tail as grouped convolutions and batched
     matrix products. `strength` scales the person, or each image's own [P·B]; 0 is the generic forward pass itself, bit
     for bit. `frozen`: the shared encoder blocks run without a graph (their output depends on no parameter of a
     person). `gate`: images -> share of the person that each decoder layer gets [P·B, L], as `person.start.Gate`, and
-    the tail the mean of them; default all of it. `filling` [P·B, L, D]: what the model itself adds to w, whoever it is
-    (`MetaGPEN.filling`).
+    tail and decoder the mean of them; default all of it. `filling` [P·B, L, D]: what the model itself adds to w, whoever it is
+    (`MetaGPEN.filling`). `bases`: what the spec's `decoder_rank` asks for (`MetaGPEN.bases_of`).
     """
     if isinstance(strength, float | int) and strength == 0:
         return gpen(images, filling)
@@ -138,7 +145,17 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     x = x.flatten(1) * linear.scale
     z = F.linear(x, linear.weight.to(x.dtype)) + personal_linear(x, parameters, "linear.weight", part)
     z = scaled_leaky_relu(z, linear.bias + personal_bias(parameters, "linear.bias", part))
-    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, share, filling))
+    branches = None
+    if spec.decoder_rank:
+        branches = [personal_branch(layer.conv, filters, parameters[f"decoder.{k}.up"], part)
+                    for k, (layer, filters) in enumerate(zip(gpen.generator.styled, bases, strict=True))]
+    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, share, filling), branches)
+
+
+def personal_branch(conv: ModulatedConv2d, filters: Tensor, up: Tensor, part: Tensor) -> Branch:
+    """What a person adds to a decoder layer's convolution: the shared filters [r, in, k, k], run once over the images
+    of all people, mixed by everybody's own `up` [P, out, r], each image in its part [P·B]."""
+    return lambda x: mixed(conv.filter(x, filters.to(x.dtype)), up, part)
 
 
 def personal_bias(parameters: Parameters, name: str, part: Tensor) -> Tensor:
@@ -171,9 +188,13 @@ def personal_conv(x: Tensor, parameters: Parameters, name: str, conv: EqualConv2
     if name in parameters:
         return part.to(x.dtype)[:, None, None, None] * people_conv(x, parameters[name] * conv.scale, conv.stride)
     up, down = parameters[f"{name}.up"], parameters[f"{name}.down"] * conv.scale
-    inner = people_conv(x, down.unflatten(2, conv.weight.shape[1:]), conv.stride)  # [P·B, r, h, w]
-    pixels = inner.permute(0, 2, 3, 1) * part.to(inner.dtype)[:, None, None, None]
-    mapped = pixels.reshape(len(up), -1, up.shape[2]) @ up.transpose(1, 2).to(inner.dtype)  # [P, B·h·w, out]
+    return mixed(people_conv(x, down.unflatten(2, conv.weight.shape[1:]), conv.stride), up, part)
+
+
+def mixed(maps: Tensor, up: Tensor, part: Tensor) -> Tensor:
+    """maps [P·B, r, h, w], each image times its part [P·B], through everybody's `up` [P, out, r]: [P·B, out, h, w]."""
+    pixels = maps.permute(0, 2, 3, 1) * part.to(maps.dtype)[:, None, None, None]
+    mapped = pixels.reshape(len(up), -1, up.shape[2]) @ up.transpose(1, 2).to(maps.dtype)  # [P, B·h·w, out]
     return mapped.reshape(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
@@ -198,7 +219,8 @@ def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameters, strength: float = 1.0,
-                               gate: Gate | None = None, filling: Tensor | None = None) -> Tensor:
+                               gate: Gate | None = None, filling: Tensor | None = None,
+                               bases: Sequence[Tensor] | None = None) -> Tensor:
     """The plain twin of `personal_forward`: one image after the other, each with a changed copy of the weights."""
     people = parameters["latent.offset"].shape[0]
     targets = {f"tail.{k}.{kind}": f"ecd{k}.0.{i}.{kind}" for k in range(1, len(gpen.encoder))
@@ -216,7 +238,13 @@ def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameter
                 changed[target] = changed[target] + strength * share.mean() * own
         features, w = torch.func.functional_call(_Encode(gpen), {f"gpen.{k}": v for k, v in changed.items()}, (image,))
         own_filling = None if filling is None else filling[i:i + 1]
-        outputs.append(gpen.decode(features, personal_latents(w, mine, strength * share, own_filling)))
+        branches = None
+        if "decoder.0.up" in mine:
+            weights = [(mine[f"decoder.{k}.up"][0] @ filters.flatten(1)).unflatten(1, filters.shape[1:])
+                       for k, filters in enumerate(bases)]
+            branches = [partial(layer.conv.filter, weight=strength * share.mean() * weight)
+                        for layer, weight in zip(gpen.generator.styled, weights, strict=True)]
+        outputs.append(gpen.decode(features, personal_latents(w, mine, strength * share, own_filling), branches))
     return torch.cat(outputs)
 
 

@@ -24,8 +24,12 @@ def folded(person: Person, strength: float = 1.0) -> GPEN:
     restores as the Person does at this strength, up to float rounding. The shared model stays as it is.
 
     Raises ConfigError for a Person under a gate, or with a latent map where the model fills in: how much of it counts
-    then depends on the photo, and no fixed weights can say that.
+    then depends on the photo, and no fixed weights can say that. Nor can they hold differences of the decoder, which
+    the demodulation leaves alone.
     """
+    if person.spec.decoder_rank:
+        raise ConfigError("this Person changes decoder layers beside their demodulation, so it cannot be folded into "
+                          "weights; learn it with decoder_rank=0")
     if person.model.gate is not None and (person.spec.gated or person.spec.latent_rank):
         raise ConfigError("this model's gate decides photo by photo how much of the Person counts, so the Person "
                           "cannot be folded into weights; only fine-tunes (metagpen train -opt) go without the gate")

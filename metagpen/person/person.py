@@ -63,7 +63,8 @@ class Person:
         images = images.to(self.model.device, memory_format=torch.channels_last)
         gate = self.model.gate if self.spec.gated else None
         restored = personal_forward(self.model.gpen, images, self.parameters, self.spec, strength, gate=gate,
-                                    filling=self.model.filling(images))
+                                    filling=self.model.filling(images),
+                                    bases=self.model.bases_of(self.spec.decoder_rank))
         return restored.clamp(-1, 1)
 
     def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False, *,
@@ -147,9 +148,12 @@ class Person:
 
 def misfit(tensors: dict[str, Tensor], model: MetaGPEN, spec: AdapterSpec) -> str:
     """What keeps the tensors of a file from being a Person's of this spec on this model; "" if nothing does."""
+    model.bases_of(spec.decoder_rank)  # raises where they are too few
     wanted = {name: shape[1:] for name, shape in shapes(new_parameters(model.gpen, spec, 1, torch.Generator())).items()}
     for name in [name for name in wanted if name.endswith(".up") and name in tensors]:
         down = f"{name.removesuffix('.up')}.down"
+        if down not in wanted:  # the decoder's factors go with filters that are the model's
+            continue
         rank = min(tensors[name].shape[-1:], default=0)  # which may be smaller than the spec's where a side is
         if 0 < rank < wanted[name][-1]:
             wanted[name], wanted[down] = (*wanted[name][:-1], rank), (*wanted[down][:-2], rank, wanted[down][-1])

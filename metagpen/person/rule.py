@@ -17,14 +17,14 @@ from ..errors import ConfigError
 from ..gpen import GPEN
 from .adapter import AdapterSpec, Parameters, new_parameters
 
-KINDS = ("latent.", "tail.", "linear.")
+KINDS = ("latent.", "tail.", "linear.", "decoder.")
 
 
 @dataclass(frozen=True)
 class RuleConfig:
     """What shapes a rule. `optimiser`: "sgd" or "adam". `steps`: inner steps that its rates are kept for. `per_step`:
     rates for each of them; `elementwise`: a rate for every number. `moving`: kinds of parameters that inner steps
-    change, of latent., tail., linear.; the others stay where they begin."""
+    change, of latent., tail., linear., decoder.; the others stay where they begin."""
 
     optimiser: str = "sgd"
     steps: int = 8
@@ -51,7 +51,7 @@ class InnerRule(nn.Module):
     """
 
     def __init__(self, gpen: GPEN, spec: AdapterSpec, config: RuleConfig, lr_latent: float = 1e-2,
-                 lr_tail: float = 1e-3, seed: int = 0):
+                 lr_tail: float = 1e-3, lr_decoder: float = 3e-3, seed: int = 0):
         super().__init__()
         self.spec, self.config = spec, config
         begin = new_parameters(gpen, spec, 1, torch.Generator().manual_seed(seed))
@@ -61,7 +61,7 @@ class InnerRule(nn.Module):
         self.log_rates = nn.ParameterDict()
         for name in self.moving:
             shape = begin[name].shape[1:] if config.elementwise else [1] * (begin[name].ndim - 1)
-            first = torch.tensor(lr_latent if name.startswith("latent.") else lr_tail).log()
+            first = torch.tensor(by_kind(name, lr_latent, lr_tail, lr_decoder)).log()
             self.log_rates[key(name)] = nn.Parameter(first.repeat(table, *shape))
         self.shrink = nn.Parameter(torch.tensor(0.5))
 
@@ -84,6 +84,14 @@ class InnerRule(nn.Module):
         longer = self.shrink * math.log(self.config.steps / steps)
         return {name: (at(self.log_rates[key(name)], step / max(1, steps - 1)) + longer).exp() for name in self.moving}
 
+    @torch.no_grad()
+    def take(self, other: InnerRule) -> None:
+        """What another rule learned, wherever a tensor of the same name and shape is here."""
+        theirs = other.state_dict()
+        for name, value in self.state_dict().items():
+            if name in theirs and theirs[name].shape == value.shape:
+                value.copy_(theirs[name])
+
     def to_dict(self) -> dict:
         """What rebuilds it, beside its tensors."""
         return {"spec": self.spec.to_dict(), "config": self.config.to_dict()}
@@ -91,6 +99,11 @@ class InnerRule(nn.Module):
     @classmethod
     def from_dict(cls, gpen: GPEN, values: dict) -> InnerRule:
         return cls(gpen, AdapterSpec(**values["spec"]), RuleConfig(**values["config"]))
+
+
+def by_kind(name: str, latent: float, tail: float, decoder: float) -> float:
+    """What a parameter of this name gets of the three: the encoder's final layer counts as its tail."""
+    return latent if name.startswith("latent.") else decoder if name.startswith("decoder.") else tail
 
 
 def at(table: Tensor, progress: float) -> Tensor:

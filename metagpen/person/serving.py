@@ -43,7 +43,8 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
         own = torch.tensor([strengths[i] for i in chosen]).to(part)
         gate = model.gate if together[0].spec.gated else None
         restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, own, gate=gate,
-                                            filling=model.filling(part)).clamp(-1, 1)
+                                            filling=model.filling(part),
+                                            bases=model.bases_of(together[0].spec.decoder_rank)).clamp(-1, 1)
     return restored
 
 
