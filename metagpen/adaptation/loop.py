@@ -48,7 +48,7 @@ class AdaptConfig(Config):
     optimiser: str = Field("adam", pattern="^(adam|sgd)$")
     lr_latent: float = 1e-2
     lr_tail: float = 1e-3
-    lr_decoder: float = 3e-3
+    lr_decoder: float = 5e-3
     warmup: int = Field(4, ge=0)
     eta_min: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first")
     l1: float = 1.0

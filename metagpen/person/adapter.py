@@ -115,14 +115,14 @@ def encode_prefix(gpen: GPEN, images: Tensor, spec: AdapterSpec) -> list[Tensor]
 def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: AdapterSpec,
                      strength: float | Tensor = 1.0, frozen: bool = False, gate: Gate | None = None,
                      filling: Tensor | None = None, bases: Sequence[Tensor] | None = None) -> Tensor:
-    """GPEN with every person's own tail and latents: images [P·B, 3, S, S], person-major -> same shape.
+    """GPEN with every person's own latents, mixtures and tail: images [P·B, 3, S, S], person-major -> same shape.
 
     One batch for all people: everything shared runs once over P·B images, the tail as grouped convolutions and batched
     matrix products. `strength` scales the person, or each image's own [P·B]; 0 is the generic forward pass itself, bit
     for bit. `frozen`: the shared encoder blocks run without a graph (their output depends on no parameter of a
     person). `gate`: images -> share of the person that each decoder layer gets [P·B, L], as `person.start.Gate`, and
-    tail and decoder the mean of them; default all of it. `filling` [P·B, L, D]: what the model itself adds to w, whoever it is
-    (`MetaGPEN.filling`). `bases`: what the spec's `decoder_rank` asks for (`MetaGPEN.bases_of`).
+    tail and decoder the mean of them; default all of it. `filling` [P·B, L, D]: what the model itself adds to w,
+    whoever it is (`MetaGPEN.filling`). `bases`: what the spec's `decoder_rank` asks for (`MetaGPEN.bases_of`).
     """
     if isinstance(strength, float | int) and strength == 0:
         return gpen(images, filling)

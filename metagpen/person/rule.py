@@ -51,7 +51,7 @@ class InnerRule(nn.Module):
     """
 
     def __init__(self, gpen: GPEN, spec: AdapterSpec, config: RuleConfig, lr_latent: float = 1e-2,
-                 lr_tail: float = 1e-3, lr_decoder: float = 3e-3, seed: int = 0):
+                 lr_tail: float = 1e-3, lr_decoder: float = 5e-3, seed: int = 0):
         super().__init__()
         self.spec, self.config = spec, config
         begin = new_parameters(gpen, spec, 1, torch.Generator().manual_seed(seed))

@@ -36,7 +36,7 @@ CATALOGUE = {entry.name: entry for entry in (
 
 def available() -> list[tuple[str, str, str, str]]:
     """(name, what, size, where) of the embedded model and of every entry that can be downloaded."""
-    rows = [("embedded", "meta-GPEN, 128 px, with identity-conditioned start", "18 MB", "in the package")]
+    rows = [("embedded", "meta-GPEN, 128 px, with identity-conditioned start", "20 MB", "in the package")]
     for entry in CATALOGUE.values():
         path = cache_folder() / entry.file
         where = str(path) if path.is_file() else "downloaded when first used"
