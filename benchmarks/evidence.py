@@ -5,8 +5,8 @@
     python benchmarks/evidence.py                # tables and plots from the rows; a minute, no model, no photos
     python benchmarks/evidence.py --dry          # print; write nothing
 
-Tables go between the markers of docs/evidence.md, plots and the
-tables of everything that was measured to docs/evidence/.
+Tables go between the markers of docs/evidence.md, plots and the tables of everything that was measured to
+docs/evidence/.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 RUNS = ("curve_128", "curve_128_long", "curve_strength", "curve_london")  # each after its configuration
-SCORER, IN_LOSSES = "068", "embedded (in losses)"
+SCORER = "068"
 DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
 
 Row = dict[str, Any]
@@ -35,9 +35,7 @@ OURS, START, FINETUNE = ("meta", 5, 32), ("start", 5, 0), ("finetune", 5, 2000)
 WRONG, GENERIC = ("wrong-person", 5, 32), ("generic", 0, 0)
 
 
-def interval(gain: Gain | None, digits: int = 3) -> str:
-    if gain is None:
-        return "–"
+def interval(gain: Gain, digits: int = 3) -> str:
     return f"{gain.mean:+.{digits}f} [{gain.lo:+.{digits}f}, {gain.hi:+.{digits}f}]"
 
 
@@ -78,16 +76,6 @@ def seconds(rows: Sequence[Row], point: Point) -> float:
     return sum(found.values()) / len(found)
 
 
-def figures(summed: Sequence[Row], degradation: str, points: Callable[[Row], bool],
-            metrics: Sequence[str] = ("psnr", "ssim", "lpips", "sharpness")) -> str:
-    """The usual table of one degradation, of some points."""
-    return report.figures_table([row for row in summed if points(row)], degradation, [SCORER], metrics)
-
-
-def one_of(*chosen: Point) -> Callable[[Row], bool]:
-    return lambda row: (row["method"], row["shots"], row["steps"]) in chosen
-
-
 def rivals(summed: Sequence[Row]) -> str:
     """Everybody after 32 steps on five photos, and who takes none."""
 
@@ -99,7 +87,10 @@ def rivals(summed: Sequence[Row]) -> str:
 
 
 def by_damage(summed: Sequence[Row], shown: Callable[[Row], bool], degradations: Sequence[str]) -> str:
-    return "\n\n".join(f"Damage: {DAMAGE[name]}.\n\n{figures(summed, name, shown)}" for name in degradations)
+    """The usual tables, of the points to be shown."""
+    chosen = [row for row in summed if shown(row)]
+    return "\n\n".join(f"Damage: {DAMAGE[name]}.\n\n{report.figures_table(chosen, name, [SCORER])}"
+                       for name in degradations)
 
 
 def along(summed: Sequence[Row], axis: str, places: Sequence[Point]) -> str:
@@ -140,17 +131,13 @@ def machines(rows: Sequence[Row]) -> str:
     return f"{people} people; commit {', '.join(commits)}; {'; '.join(found)}, {workers} processes at a time."
 
 
-def write_plots(name: str, rows: Sequence[Row], chosen: Sequence[str], title: str) -> list[Path]:
+def write_plots(name: str, rows: Sequence[Row], chosen: Sequence[str], title: str) -> None:
     """Plots of some methods, so that lines can be told apart."""
     records = curve_report.complete(curve_report.records_of(rows))
     records = [record for record in records if record.method in chosen]
-    paths = []
     for axis in curve_report.AXES:
-        path = FOLDER / f"{name}_{axis}.png"
         figure = curve_report.plot(records, axis, SCORER, f"{title}: quality against {curve_report.AXES[axis]}")
-        curve_report.save_figure(figure, path)
-        paths.append(path)
-    return paths
+        curve_report.save_figure(figure, FOLDER / f"{name}_{axis}.png")
 
 
 def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]]:

@@ -146,8 +146,8 @@ def small_files(model: MetaGPEN, recogniser: recognise.Recogniser, steps: int, m
             person = {BY_RULE: by_rule, WITH_TAIL: whole}.get(kind) or whole.compress(max_bytes=kind * 1024)
             restored = person.restore_batch(poor).cpu()
             found[kind].append((len(person.to_bytes()) / 1024, float(psnr(restored, task.queries).mean()),
-                                 float(cosine(judge.embed(restored, task.landmarks), truth).mean()),
-                                 person.spec.tail_rank))
+                                float(cosine(judge.embed(restored, task.landmarks), truth).mean()),
+                                person.spec.tail_rank))
     means = {kind: np.mean(values, axis=0) for kind, values in found.items()}
     return [{"what": "small file", "kind": kind if isinstance(kind, str) else f"{WITH_TAIL}, at most {kind} KB",
              "limit_kilobytes": None if isinstance(kind, str) else kind, "people": len(found[kind]), "steps": steps,

@@ -2,8 +2,8 @@
 
 A person's difference of a decoder weight is up @ down with up [out, r] their own and down [r, in·9] shared, so that a
 person is some tens of numbers per channel, and a batch of people needs no grouped convolution: the shared filters run
-once over all images. Random filters do (as in LoRA-FA, Zhang et al. 2023, and VeRA, Kopiczko et al. 2024, which train
-no more than this); an outer loop makes better ones.
+once over all images. Random filters can serve (LoRA-FA, Zhang et al. 2023, freezes a random `down` too; VeRA,
+Kopiczko et al. 2024, shares random factors); an outer loop can learn them.
 """
 
 from __future__ import annotations
