@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .errors import DataError
 from .evaluate.report import write_text
-from .faces import PHOTO_SUFFIXES
+from .faces import photos_in
 from .identities import People, Photo
 from .weights.catalogue import cache_folder
 
@@ -51,10 +51,6 @@ def read_album(album: str | Path) -> People:
                 f"album '{album}': only one photo of '{name}'; the demo needs one to learn from and one to restore"
             )
     return people
-
-
-def photos_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
 
 
 def lisa() -> People:

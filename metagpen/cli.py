@@ -311,15 +311,12 @@ def adapt_many(
 
 def people_folders(folder: Path) -> dict[str, list[Path]]:
     """{name of a sub-folder: the photos in it}. Raises DataError for a folder without any."""
-    from .faces import PHOTO_SUFFIXES
+    from .faces import photos_in
 
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    people = {
-        own.name: sorted(file for file in own.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
-        for own in sorted(folder.resolve().iterdir())
-        if own.is_dir()
-    }
+    people = {own.name: photos_in(own) for own in sorted(folder.resolve().iterdir())
+              if own.is_dir() and not own.name.startswith(".")}
     if not people:
         raise DataError(f"{folder}: no sub-folders; one per person is needed, with the photos in it")
     return people
@@ -588,9 +585,9 @@ def photo_files(paths: Iterable[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            from .faces import PHOTO_SUFFIXES
+            from .faces import PHOTO_SUFFIXES, photos_in
 
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+            found = photos_in(path)
             if not found:
                 raise DataError(f"{path}: no photos in this folder ({', '.join(sorted(PHOTO_SUFFIXES))})")
             files += found

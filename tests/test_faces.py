@@ -19,6 +19,7 @@ from metagpen.faces import (
     load_photo,
     outside_share,
     paste_back,
+    photos_in,
     single_face,
     to_pil,
     to_tensor,
@@ -350,3 +351,12 @@ def test_several_faces_largest_first(london):
     assert len(faces) == 2 and faces[0].box[0] > 400
     with pytest.warns(UserWarning, match="2 faces"):
         assert 320 < single_face(group, 128).source_side < 480
+
+
+def test_photos_of_a_folder_are_its_visible_files_by_name(tmp_path):
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.jpg", "._a.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
+    assert [path.name for path in photos_in(tmp_path)] == ["a.jpg", "b.PNG"]
+    with pytest.raises(OSError):
+        photos_in(tmp_path / "missing")

@@ -287,7 +287,7 @@ def test_odd_pictures_are_pictures(place):
 
 
 ODD_NAMES = ("with a space", "Zoë 张伟 🙂", "-rf", "[ab]*?", "new\nline", "%s {x} $HOME `ls`", "'\"", "[bold]x",
-             "x" * 250, "a~b", "..hidden", os.fsdecode(b"no text \xff"))
+             "x" * 250, "a~b", "a..b", os.fsdecode(b"no text \xff"))
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
@@ -1009,3 +1009,15 @@ def test_every_error_of_ours_is_one_that_the_command_line_explains():
 
     ours = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(ours) > 4 and all(issubclass(kind, MetagpenError) for kind in ours)
+
+
+def test_a_hidden_photo_is_taken_only_when_named(place):
+    """What a Mac leaves beside each photo on a foreign disk, "._a.png", is none; a folder's reader passes it over."""
+    photos, model = place / "photos", place / "model.safetensors"
+    write_face(photos / ".a.png")
+    write_face(photos / "b.png")
+    truncated(photos / "._b.png")
+    arguments = ["--model", model, "--aligned"]
+    assert run("restore", "-i", photos, "-o", place / "all", *arguments).exit_code == 0
+    assert [path.name for path in (place / "all").iterdir()] == ["b.png"]
+    assert run("restore", "-i", photos / ".a.png", "-o", place / "one.png", *arguments).exit_code == 0

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..errors import PhotoError
-from ..faces import Face, PhotoSource, crop_face, describe, detect, is_photo, load_photo, outside_share, to_tensor
+from ..faces import Face, PhotoSource, crop_face, describe, detect, load_photo, outside_share, photos_in, to_tensor
 from ..faces.detect import MAX_OUTSIDE, MIN_CROP_SIDE
 from . import measures
 
@@ -181,11 +181,10 @@ def people_instead(paths: Sequence[Path]) -> str | None:
     for path in paths:
         if not path.is_dir():
             continue
-        inside = sorted(path.iterdir())
-        people = [own for own in inside if own.is_dir() and not own.name.startswith(".")
-                  and any(is_photo(file) for file in own.iterdir())]
+        people = [own for own in sorted(path.iterdir()) if own.is_dir() and not own.name.startswith(".")
+                  and photos_in(own)]
         if people:
-            return advise_many(path, people, beside=sum(map(is_photo, inside)))
+            return advise_many(path, people, beside=len(photos_in(path)))
     return None
 
 

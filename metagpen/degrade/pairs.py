@@ -109,14 +109,11 @@ def _degradation(degradation: str | Degradation, scale: int) -> Degradation:
 
 
 def _photos_in(folder: Path) -> list[Path]:
-    from ..faces.photo import PHOTO_SUFFIXES
+    from ..faces.photo import PHOTO_SUFFIXES, photos_in
 
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the folder that holds the photos")
-    photos = sorted(
-        (path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")),
-        key=lambda path: path.name,
-    )
+    photos = photos_in(folder)
     if not photos:
         known = " ".join(sorted(PHOTO_SUFFIXES))
         raise DataError(f"{folder} holds no photos (subfolders are not searched); known: {known}")

@@ -380,7 +380,7 @@ def shots_curve(
     total = sum(map(bench.cost, bench.units()))
     try:
         with progress_bar(progress, total, total - sum(map(bench.cost, todo))) as advance, threads_of(threads, workers):
-            for unit, rows in run_units(bench, todo, workers, threads):
+            for unit, rows in run_units(bench, todo, workers):
                 store[unit] = rows
                 advance(unit, bench.cost(unit))
     finally:
@@ -498,10 +498,9 @@ def embedded() -> Recogniser:
 # --- running -------------------------------------------------------------------------------------
 
 
-def run_units(
-    bench: Bench, todo: Sequence[Unit], workers: int, threads: int | None
-) -> Iterator[tuple[Unit, list[Row]]]:
-    """Units as they are done: here, in order, or by worker processes, in the order in which they finish."""
+def run_units(bench: Bench, todo: Sequence[Unit], workers: int) -> Iterator[tuple[Unit, list[Row]]]:
+    """Units as they are done: here, in order, or by worker processes, in the order in which they finish; each of them
+    with as many threads as torch has here."""
     if workers == 1 or not todo:
         yield from ((unit, bench.measure(unit)) for unit in todo)
         return

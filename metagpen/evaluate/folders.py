@@ -47,14 +47,10 @@ def _pairs(restored: Path, truth: Path) -> list[tuple[Path, Path]]:
     for folder in (restored, truth):
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder of photos")
-    targets = {path.stem: path for path in _photos(truth)}
-    images = _photos(restored)
+    targets = {path.stem: path for path in faces.photos_in(truth)}
+    images = faces.photos_in(restored)
     missing = [path.name for path in images if path.stem not in targets]
     if missing or not images:
         what = f"no true face for {missing[0]} (of {len(missing)} missing)" if images else f"no photos in {restored}"
         raise DataError(f"{what}; {truth} must hold a photo of the same name for each in {restored}")
     return [(path, targets[path.stem]) for path in images]
-
-
-def _photos(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in faces.PHOTO_SUFFIXES)

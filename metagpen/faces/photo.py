@@ -119,8 +119,13 @@ def save_photo(image: Image.Image, path: str | Path) -> Path:
 
 
 def is_photo(path: Path) -> bool:
-    """Whether a file is there whose suffix is one of PHOTO_SUFFIXES."""
-    return path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
+    """Whether a file is there whose suffix is one of PHOTO_SUFFIXES, and whose name does not hide it (".name")."""
+    return path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """The photos of a folder by name, those of its sub-folders not. Raises OSError when there is no such folder."""
+    return sorted(filter(is_photo, folder.iterdir()))
 
 
 def photo_format(path: Path) -> str:

@@ -20,6 +20,7 @@ from ..faces import (
     describe,
     invert,
     load_photo,
+    photos_in,
     single_face,
     to_tensor,
     transform,
@@ -78,11 +79,10 @@ def photos_by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of photos")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(f"{path}: there is also {found[path.stem].name}; give them different names")
-            found[path.stem] = path
+    for path in photos_in(folder):
+        if path.stem in found:
+            raise DataError(f"{path}: there is also {found[path.stem].name}; give them different names")
+        found[path.stem] = path
     if not found:
         raise DataError(f"{folder}: no photos in this folder ({', '.join(sorted(PHOTO_SUFFIXES))})")
     return found

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..atomic import whole_file
 from ..errors import DataError
-from ..faces.photo import PHOTO_SUFFIXES, load_photo
+from ..faces.photo import load_photo, photos_in
 
 MANIFEST = "manifest.csv"
 LANDMARK_COLUMNS = [f"{axis}{i}" for i in range(5) for axis in "xy"]
@@ -80,9 +80,7 @@ class People(Mapping[str, tuple[Photo, ...]]):
         people = {}
         for folder in sorted(root.iterdir()):
             if folder.is_dir() and not folder.name.startswith("."):
-                files = sorted(f for f in folder.iterdir() if f.suffix.lower() in PHOTO_SUFFIXES
-                               and not f.name.startswith(".") and f.is_file())
-                if files:
+                if files := photos_in(folder):
                     people[folder.name] = [Photo(f, *known.get(f"{folder.name}/{f.name}", ())) for f in files]
         if not people:
             raise DataError(f"'{root}' holds no photos of anybody; put each person's into a sub-folder of it")
