@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ import metagpen
 from metagpen.adaptation import AdaptConfig, adapt
 from metagpen.adaptation.loop import DECIDED_BY_RULE, album
 from metagpen.errors import ConfigError, DataError
-from metagpen.evaluate import curve, curve_report, methods, metrics, protocol, tasks
+from metagpen.evaluate import curve, curve_report, methods, metrics, protocol, report, tasks
 from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, shots_curve
 from metagpen.evaluate.engine import named_degradations
 from metagpen.gpen import GPEN
@@ -203,6 +204,8 @@ def test_pivotal_moves_the_latent_first_and_the_weights_then(lesson):
     learner = methods.pivotal(methods.with_schedule(lesson, steps=4))
     assert set(learner.rates(1)) == {"latent.offset"}
     assert set(learner.rates(2)) == set(dict(lesson.model.gpen.named_parameters()))
+    alone = methods.full(methods.with_schedule(lesson, steps=2))
+    assert [learner.rates(2 + step) for step in range(2)] == [alone.rates(step) for step in range(2)]
 
 
 def test_reference_average_blends_with_the_mean_face(lesson):
@@ -590,3 +593,18 @@ def test_a_recogniser_that_trained_the_model_must_say_so():
         protocol.say_who_is_in_losses(scorers, [], [SimpleNamespace(card=card)])
     protocol.say_who_is_in_losses({"judge (in losses)": scorers["judge"]}, [], [SimpleNamespace(card=card)])
     protocol.say_who_is_in_losses({"judge": SimpleNamespace(name="other")}, [], [SimpleNamespace(card=card)])
+
+
+def test_a_rival_at_other_rates(lesson):
+    """`full-x4` is `full` whose rates are four times as large, and nothing else."""
+    fast = methods.by_name("full-x4")
+    assert (fast.name, fast.rate, fast.build) == ("full-x4", 4.0, methods.METHODS["full"].build)
+    plain, faster = (methods.full(replace(lesson, rate=rate)).rates(3) for rate in (1.0, 4.0))
+    assert set(plain) == set(faster) and all(faster[name] == 4 * plain[name] > 0 for name in plain)
+    assert report.label_of("lora-16-x4") == "LoRA on the decoder, rank 16 at 4 times its rates"
+    for name, said in {"meta-x4": None, "adapt-x4": "no rates", "full-x1": "unknown", "nothing-x4": "unknown"}.items():
+        if said is None:
+            assert methods.by_name(name) is methods.METHODS["meta"], "a model called x4"
+        else:
+            with pytest.raises(ConfigError, match=said):
+                methods.by_name(name)

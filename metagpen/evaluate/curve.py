@@ -82,7 +82,8 @@ class CurveSettings(Config):
             "pivotal",
             "wrong-person",
         ],
-        description="names of metagpen.evaluate.methods; meta-KEY: the learned rule of meta_models[KEY]",
+        description="names of metagpen.evaluate.methods; meta-KEY: the learned rule of meta_models[KEY]; "
+        "NAME-x4: a rival at four times its rates",
     )
     shots: list[int] = Field(
         [1, 2, 4, 8, 16], description="photos to learn from; the most are set aside, fewer are the first of them"
@@ -259,7 +260,7 @@ class Bench:
         photos = {"none": case.task.support, "own": case.task.support, "wrong": case.lent}[chosen.photos]
         own = album(list(photos[: unit.shots or None]), model.size, model.device)
         config = self.settings.adapt.model_copy(update={"seed": unit.seed})
-        lesson = methods.Lesson(model, own, config, self.settings.rivals, recogniser)
+        lesson = methods.Lesson(model, own, config, self.settings.rivals, recogniser, chosen.rate or 1.0)
         if name == report.CEILING:
             return self.rows(unit, UNDAMAGED, 0, 0.0, case.score.ceiling(), len(case.task.queries))
         rows = []
@@ -353,11 +354,13 @@ def shots_curve(
     for key, one in models.items():
         if one.size != model.size:
             raise ConfigError(f"meta_models.{key}: works at {one.size} px, the model at {model.size}; sizes must agree")
+    with threads_of(threads, workers):
+        machine = report.machine_line(report.machine())
     facts = {
         "dataset": people.set_name or "people",
         "commit": report.commit(),
         "workers": workers,
-        "machine": report.machine_line(report.machine()),
+        "machine": machine,
     }
     bench = Bench(
         models,

@@ -76,7 +76,7 @@ class Lesson:
     """What every method is given: the shared model, one person's photos and the settings.
 
     config: what is minimised, batch, seed; `steps` is the length of the schedule, `eta_min` = 1 a constant one.
-    recogniser: of the start and the losses, None if nothing asks.
+    recogniser: of the start and the losses, None if nothing asks. rate: on all rates of `rivals`.
     """
 
     model: MetaGPEN
@@ -84,10 +84,11 @@ class Lesson:
     config: AdaptConfig
     rivals: Rivals
     recogniser: Recogniser | None = None
+    rate: float = 1.0
 
     def factor(self, step: int) -> float:
-        """What every rate is multiplied with at a step."""
-        return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.eta_min)
+        """What every rate of `rivals` is multiplied with at a step."""
+        return self.rate * warmup_cosine(step, self.config.steps, self.config.warmup, self.config.eta_min)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Learner:
 class CurveMethod:
     """A method by name. photos: "none", "own" or "wrong" (somebody else's). steps: whether it takes any.
 
-    schedule: the one it insists on, None to follow the configuration.
+    schedule: the one it insists on, None to follow the configuration. rate: on its rates in `Rivals`; None for a method
+    that has none there.
     """
 
     name: str
@@ -118,6 +120,7 @@ class CurveMethod:
     steps: bool = True
     schedule: str | None = None
     follows_rule: bool = False
+    rate: float | None = None
 
     def schedule_of(self, model: MetaGPEN, configured: str) -> str:
         """The schedule that this method's points on this model are measured under."""
@@ -142,23 +145,31 @@ def method(
     steps: bool = True,
     schedule: str | None = None,
     follows_rule: bool = False,
+    rate: float | None = None,
     **arguments: Any,
 ) -> Callable:
     """Registers a builder of learners under a name; `arguments` go to the builder."""
 
     def register(build: Callable[..., Learner]) -> Callable[..., Learner]:
-        METHODS[name] = CurveMethod(name, partial(build, **arguments), photos, steps, schedule, follows_rule)
+        METHODS[name] = CurveMethod(name, partial(build, **arguments), photos, steps, schedule, follows_rule, rate)
         return build
 
     return register
 
 
 def by_name(name: str) -> CurveMethod:
-    """The method of this name; `meta-KEY` is `meta` on another model. Raises ConfigError for an unknown one."""
-    base = "meta" if name.startswith("meta-") else name
-    if base not in METHODS:
-        raise ConfigError(f"unknown method '{name}'; choose from {', '.join(METHODS)}, meta-NAME")
-    return METHODS[base]
+    """The method of this name; `meta-KEY` is `meta` on another model, `NAME-x4` a rival at four times its rates.
+
+    Raises ConfigError for an unknown one.
+    """
+    if name in METHODS or name.startswith("meta-"):
+        return METHODS["meta" if name.startswith("meta-") else name]
+    base, times = report.rate_of(name)
+    if times == 1 or base not in METHODS:
+        raise ConfigError(f"unknown method '{name}'; choose from {', '.join(METHODS)}, meta-NAME, NAME-x4")
+    if METHODS[base].rate is None:
+        raise ConfigError(f"method '{name}': {base} has no rates under rivals")
+    return replace(METHODS[base], name=name, rate=times)
 
 
 # --- the walk ------------------------------------------------------------------------------------
@@ -189,7 +200,7 @@ def checkpoints(chosen: CurveMethod, lesson: Lesson, stops: Sequence[int], sched
 
 def with_schedule(lesson: Lesson, **changes: Any) -> Lesson:
     config = lesson.config.model_copy(update=changes)
-    return Lesson(lesson.model, lesson.album, config, lesson.rivals, lesson.recogniser)
+    return replace(lesson, config=config)
 
 
 def trajectory(build: Callable[[Lesson], Learner], lesson: Lesson, stops: Sequence[int]) -> Iterator[Checkpoint]:
@@ -302,22 +313,22 @@ def model_has_rule(model: MetaGPEN) -> bool:
 # --- rivals --------------------------------------------------------------------------------------
 
 
-@method("latent-only")
+@method("latent-only", rate=1.0)
 def latent_only(lesson: Lesson) -> Learner:
     """The W+ offset alone, from zero (Abdal et al. 2019, Image2StyleGAN)."""
     offset, rate = zero_offset(lesson.model.gpen), lesson.rivals.lr_latent
     return in_place_of_weights(lesson, offset, lambda step: {OFFSET: lesson.factor(step) * rate})
 
 
-@method("full")
+@method("full", rate=1.0)
 def full(lesson: Lesson) -> Learner:
     """Every weight of encoder and decoder at one rate: plain fine-tuning."""
     weights, rate = weights_of(lesson.model.gpen), lesson.rivals.lr_full
     return in_place_of_weights(lesson, weights, lambda step: dict.fromkeys(weights, lesson.factor(step) * rate))
 
 
-@method("finetune", schedule=TUTORIAL)
-@method("finetune@n", schedule=PER_RUN)
+@method("finetune", schedule=TUTORIAL, rate=1.0)
+@method("finetune@n", schedule=PER_RUN, rate=1.0)
 def finetune(lesson: Lesson) -> Learner:
     """The usual few-shot tutorial: thousands of iterations under a cosine, first frozen, then released.
 
@@ -340,24 +351,26 @@ def finetune(lesson: Lesson) -> Learner:
     return in_place_of_weights(lesson, weights, rates)
 
 
-@method("pivotal", schedule=PER_RUN)
+@method("pivotal", schedule=PER_RUN, rate=1.0)
 def pivotal(lesson: Lesson) -> Learner:
     """Pivotal tuning (Roich et al. 2022, PTI): first the latent alone, then the weights around it, half the steps each.
 
-    The turning point depends on the number of steps, so every number has a run of its own.
+    The turning point depends on the number of steps, so every number has a run of its own; either half has the schedule
+    of a run of its length.
     """
     weights, rivals, turn = weights_of(lesson.model.gpen), lesson.rivals, math.ceil(lesson.config.steps / 2)
+    first, second = (with_schedule(lesson, steps=steps) for steps in (turn, lesson.config.steps - turn))
 
     def rates(step: int) -> Rates:
         if step < turn:
-            return {OFFSET: lesson.factor(step) * rivals.lr_latent}
-        return dict.fromkeys(weights, lesson.factor(step) * rivals.lr_full)
+            return {OFFSET: first.factor(step) * rivals.lr_latent}
+        return dict.fromkeys(weights, second.factor(step - turn) * rivals.lr_full)
 
     return in_place_of_weights(lesson, {**zero_offset(lesson.model.gpen), **weights}, rates)
 
 
-@method("lora-4", rank=4)
-@method("lora-16", rank=16)
+@method("lora-4", rate=1.0, rank=4)
+@method("lora-16", rate=1.0, rank=16)
 def lora(lesson: Lesson, rank: int) -> Learner:
     """Low-rank differences of the decoder's modulated convolutions, W + up down (Hu et al. 2022, LoRA).
 

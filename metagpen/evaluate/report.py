@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -222,9 +223,21 @@ LABELS = {
 }
 
 
+def rate_of(method: str) -> tuple[str, float]:
+    """("lora-4", 16.0) of "lora-4-x16", a rival at so many times its rates; (method, 1.0) of another."""
+    found = re.fullmatch(r"(.+)-x(\d+(?:\.\d+)?)", method)
+    return (found[1], float(found[2])) if found else (method, 1.0)
+
+
+def label_of(method: str) -> str:
+    """The method's name in tables and plots."""
+    base, times = rate_of(method)
+    return LABELS.get(base, base) + (f" at {times:g} times its rates" if times != 1 else "")
+
+
 def method_label(row: Row) -> str:
     """'adapt, 5 photos, 32 steps'."""
-    label = LABELS.get(row["method"], row["method"])
+    label = label_of(row["method"])
     if not row["shots"]:
         return label
     return f"{label}, {row['shots']} photo{'s' if row['shots'] > 1 else ''}, {row['steps']} steps"
