@@ -13,6 +13,7 @@ which git ignores.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -132,8 +133,10 @@ paired by person, with its 95 % bootstrap interval over people (percentiles of 1
 between the embeddings of the restored and the true face, both aligned by the truth's landmarks. {SCORER} is
 `{found.settings["recognisers"][SCORER]}`, which no loss ever saw; the embedded recogniser is in the losses, so its
 figures flatter. *Of ceiling*: mean cosine divided by that of other true photos of the same person (all pairs of
-queries). *Worse*: people whose identity cosine ({SCORER}) fell below generic. *Sharpness*: amplitude of the high band
-relative to the truth's. LPIPS: {found.lpips}.
+queries); it flatters, for a restored photo has pose and light in common with its own truth. *Likeness* is like for
+like: the cosine to the person's *other* true photos over that of a true photo to them. *Worse*: people whose identity
+cosine ({SCORER}) fell below generic. *Sharpness*: amplitude of the high band relative to the truth's. LPIPS:
+{found.lpips}.
 
 Model {found.settings["model"]}, commit {first["commit"]}, on {first["machine"]}; load average at the end
 {found.machine["load_average"]}. Seconds are those of `adapt` alone.
@@ -155,7 +158,9 @@ def summary(found: Evaluation) -> str:
     )
     return f"""{first["identities"]} real people whom no training saw, {first["queries"]} restored photos; identity is
 the cosine to the true photo under a recogniser that no loss saw; in brackets the gain over the generic model with its
-95 % interval over people. LPIPS: {found.lpips}. [All figures and how they were measured](docs/results/first_light.md).
+95 % interval over people. *Of ceiling*: identity over that of another true photo of the person. *Likeness*: the same
+like for like, with the person's other photos instead of the true one. *Worse*: people below the generic model, and the
+largest loss. LPIPS: {found.lpips}. [All figures and how they were measured](docs/results/first_light.md).
 
 {tables}"""
 
@@ -163,13 +168,17 @@ the cosine to the true photo under a recogniser that no loss saw; in brackets th
 CHINESE = {  # the words of README.md's figures; where one phrase holds another, the longer one first
     "real people whom no training saw, ": "位训练中从未出现的真人，",
     " restored photos; identity is\nthe cosine to the true photo under a recogniser that no loss saw; in brackets the "
-    "gain over the generic model with its\n95 % interval over people. LPIPS: ": " 张复原的照片；身份是与真实照片之间的"
-    "余弦，所用识别器没有进入任何损失；\n圆括号内是相对于通用模型的增益及其对人的 95 % 区间。LPIPS：",
+    "gain over the generic model with its\n95 % interval over people. *Of ceiling*: identity over that of another true "
+    "photo of the person. *Likeness*: the same\nlike for like, with the person's other photos instead of the true one. "
+    "*Worse*: people below the generic model, and the\nlargest loss. LPIPS: ": " 张复原的照片；身份是与真实照片之间的"
+    "余弦，所用识别器没有进入任何损失；\n圆括号内是相对于通用模型的增益及其对人的 95 % 区间。“占上限”：身份相对于此人"
+    "另一张真实照片所达到的值；\n“相像度”：同类相比，即与此人的其他真实照片相比；“变差”：低于通用模型的人数与最大损失。LPIPS：",
     ". [All figures and how they were measured](docs/results/first_light.md).":
         "。[全部数字与测量方法](docs/results/first_light.md)。",
     "not available": "不可用", "alexnet, real backbone": "AlexNet，真实骨干网络",
     "Heavy degradation:": "重度退化：", "Moderate degradation:": "中度退化：",
-    "| method |": "| 方法 |", "identity, ": "身份，", "of ceiling": "占上限", "| worse |": "| 变差 |",
+    "| method |": "| 方法 |", "identity, ": "身份，", "of ceiling": "占上限", "likeness": "相像度",
+    "| worse |": "| 变差 |",
     "s per person": "每人秒数", "degraded input": "退化的输入", "generic model": "通用模型",
     "wrong person's photos, start, ": "别人的照片，起点，", "wrong person's photos, adapt, ": "别人的照片，适配，",
     "adapt without the start, ": "不用起点的适配，",
@@ -227,6 +236,12 @@ def write_picture(model: metagpen.MetaGPEN, seed: int) -> None:
     report.contact_sheet(lines).save(PICTURE, quality=92)
 
 
+def as_published() -> Evaluation:
+    """What benchmarks/results/first_light.json holds."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return Evaluation(found["rows"], found["settings"], found["machine"], found["lpips"], RESULTS.parent)
+
+
 def main() -> None:
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -235,7 +250,12 @@ def main() -> None:
     parser.add_argument("--max-queries", type=int, help="at most so many queries per person; default: all")
     parser.add_argument("--threads", type=int, help="threads of torch; default: as many as it takes")
     parser.add_argument("--dry", action="store_true", help="print the figures; write nothing outside runs/")
+    parser.add_argument("--pages", action="store_true", help="write the pages anew from the published rows")
     arguments = parser.parse_args()
+    if arguments.pages:
+        report.write_text(PAGE, page(as_published()))
+        write_readmes(summary(as_published()))
+        return
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     config = configuration(arguments)

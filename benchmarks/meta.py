@@ -19,6 +19,7 @@ docs/results/meta.md. Photos come from `$METAGPEN_SHARED`, or the folder `shared
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -78,10 +79,10 @@ def page(rows: list[report.Row], rate: float, gains: dict[float, float]) -> str:
 Written by `benchmarks/meta.py`; the rows are in `benchmarks/results/meta.json`. Model: commit {first["commit"]}, on
 {first["machine"]}.
 
-`meta`: the start, then steps by the learned rule, as `metagpen.adapt` takes them. `adapt`: the same start, steps at the
-rates set by hand. `full`: every weight of the generic model, in 32 steps. `finetune@n`: the usual tutorial's fine-tune
-of it in as many, the encoder at a rate of {rate:g}, the best of those tried (identity gain on the first {CHOICE_PEOPLE}
-people, 16 px, 32 steps: {tried}).
+*Start and learned rule*: what `metagpen.adapt` does with the embedded model. *Adapt*: here the same start, but steps at
+rates set by hand, without the rule. *Every weight*: of the generic model, in 32 steps. *Fine-tune*: the usual
+tutorial's, in as many, the encoder at a rate of {rate:g}, the best of those tried (identity gain on the first
+{CHOICE_PEOPLE} people, 16 px, 32 steps: {tried}).
 
 {curve_report.READING}
 
@@ -98,7 +99,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch in each")
     parser.add_argument("--dry", action="store_true", help="print the page; write nothing outside runs/")
+    parser.add_argument("--pages", action="store_true", help="write the page anew from the published rows")
     arguments = parser.parse_args()
+    if arguments.pages:
+        found = json.loads(RESULTS.read_text(encoding="utf-8"))
+        gains = {float(rate): gain for rate, gain in found["settings"]["finetune_rates"].items()}
+        report.write_text(PAGE, page(found["rows"], found["settings"]["finetune_rate"], gains))
+        return
     rate, gains = best_rate(arguments)
     rivals = {"lr_encoder": rate, "lr_decoder": rate / 10}
     rows = curve_report.summary(run_curve(configuration(arguments, rivals=rivals))[0])

@@ -510,6 +510,16 @@ def test_table_says_that_lpips_is_not_available(rows):
     assert any(line.startswith("| start, 1 photo, 0 steps |") for line in lines)
 
 
+def test_likeness_is_like_for_like(rows):
+    """Other true photos on both sides: cosine(restored, others) over cosine(truth, others)."""
+    person = report.find(rows, degradation="noise", method="generic", metric="person", recogniser="means")["mean"]
+    truth = report.find(rows, method="other-photo", metric="identity", recogniser="means")["mean"]
+    head, _, *lines = [line.split(" | ") for line in report.figures_table(rows, "noise", ["means"]).splitlines()]
+    shown = {line[0].removeprefix("| "): line[head.index("likeness")] for line in lines}
+    assert shown["generic model"] == f"{100 * person / truth:.0f} %"
+    assert shown["another true photo (ceiling in kind)"] == "100 %"
+
+
 def test_replace_between_markers():
     text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nz\n"
     new = report.replace_between(text, "<!-- x:begin -->", "<!-- x:end -->", "new\n")

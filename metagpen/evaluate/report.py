@@ -277,19 +277,24 @@ def figures_table(
 ) -> str:
     """The table of one degradation: a line per method; gains against generic with 95 % intervals in brackets.
 
-    The first recogniser also gives the fraction of the ceiling and the number of people who are worse off.
+    The first recogniser also gives the fraction of the ceiling, the likeness and how many people are worse off.
+    Likeness is like for like what the fraction of the ceiling is not: a restored photo, and in the ceiling a true one,
+    against the person's *other* photos.
     """
     lines: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["degradation"] in (degradation, "none"):
             lines.setdefault((row["method"], row["shots"], row["steps"]), []).append(row)
     measured = {row["metric"] for row in rows}
+    ceiling = find(rows, method=CEILING, metric="identity", recogniser=recognisers[0])
     identity = [f"identity, {name}" for name in recognisers]
-    headers = ["method", *identity, "of ceiling", "worse", *(HEADINGS[metric] for metric in metrics), "s per person"]
+    others = [HEADINGS[metric] for metric in metrics]
+    headers = ["method", *identity, "of ceiling", "likeness", "worse", *others, "s per person"]
 
     def cells(line: list[Row]) -> list[str]:
         identities = [find(line, metric="identity", recogniser=name) for name in recognisers]
         first, shots = identities[0], line[0]["shots"]
+        person = first if line[0]["method"] == CEILING else find(line, metric="person", recogniser=recognisers[0])
         others = [
             with_gain(find(line, metric=metric), DIGITS[metric]) if metric in measured else "not available"
             for metric in metrics
@@ -298,6 +303,7 @@ def figures_table(
             method_label(line[0]),
             *(with_gain(row, 3) for row in identities),
             percent(first["fraction_of_ceiling"]),
+            percent(person["mean"] / ceiling["mean"] if person and ceiling else None),
             worse_off(first) if shots else "–",
             *others,
             f"{line[0]['seconds_per_identity']:.1f}" if shots else "–",
