@@ -16,6 +16,7 @@ import torch
 
 import metagpen
 from metagpen import MetaGPEN, Person
+from metagpen.adaptation.loop import AdaptConfig, begin
 from metagpen.errors import MetagpenError
 from metagpen.evaluate import report
 from metagpen.gpen import GPEN
@@ -37,10 +38,12 @@ def model_of(size: int, device: torch.device) -> MetaGPEN:
 
 
 def somebody(model: MetaGPEN) -> Person:
+    """A Person of the kind that `adapt` makes of this model, decoder mixtures and all."""
     generator = torch.Generator().manual_seed(SEED)
-    nobody = Person.generic(model)
-    return Person(model, nobody.spec, {name: value + 0.02 * torch.randn(value.shape, generator=generator).to(value)
-                                       for name, value in nobody.parameters.items()})
+    config = AdaptConfig().for_model(model)
+    parameters = begin(model, config, 1, generator, None)
+    return Person(model, config.spec, {name: value + 0.02 * torch.randn(value.shape, generator=generator).to(value)
+                                       for name, value in parameters.items()})
 
 
 def measured(cases: Sequence[tuple[int, int, int]], device: torch.device, rounds: int | None) -> list[measure.Row]:
