@@ -10,11 +10,12 @@ from PIL import Image
 import metagpen
 from metagpen.adaptation import AdaptConfig, adapt, adapt_many, album
 from metagpen.adaptation.loop import Objective, draw, mirror
-from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd, warmup_cosine
+from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd
 from metagpen.errors import ConfigError, PhotoError
 from metagpen.gpen.discriminator import Discriminator
 from metagpen.person import AdapterSpec
 from metagpen.person.rule import InnerRule, RuleConfig
+from metagpen.schedule import warmup_cosine
 
 FAST = AdaptConfig(batch_size=4, degradation={"heavy": {"face_px": [4, 8]}}, tail_blocks=1, tail_rank=2, bf16=False,
                    lr_latent=0.03, lr_tail=0.01)

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 import metagpen
 from metagpen import cli
-from metagpen.adaptation.optimise import warmup_cosine
 from metagpen.errors import CheckpointError, ConfigError, DataError, PhotoError
 from metagpen.finetune import Options, finetune, person_behind
 from metagpen.finetune.pairs import TrainPairs, draw, frames, hold_back, jitter, move, read_pairs
@@ -25,6 +24,7 @@ from metagpen.gpen import GPEN
 from metagpen.gpen.discriminator import Discriminator
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, IdentityStart, Person, folded, new_parameters, restore_many
+from metagpen.schedule import warmup_cosine
 
 LAST = 6
 

@@ -16,6 +16,7 @@ from metagpen.meta.problem import MetaGradient, through_the_steps
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, adapter, personal_forward
 from metagpen.person.rule import InnerRule, RuleConfig
+from metagpen.schedule import warmup_cosine
 
 STEPS, PEOPLE = 3, 2
 SPEC = AdapterSpec(tail_blocks=1, tail_rank=2)
@@ -217,3 +218,16 @@ def test_rates_of_longer_and_shorter_runs(tiny_model):
     torch.testing.assert_close(rule.rates(0, 1)["linear.bias"].flatten()[0], table[0] * 4)
     rule.rates(1, 2)["linear.bias"].sum().backward()
     assert rule.shrink.grad.abs() > 0
+
+
+def test_a_cosine_over_the_learned_rates(tiny_model):
+    """As rates by hand have it: at 32 steps a warm-up over four, then down to a twentieth."""
+    flat, cosine = (InnerRule(tiny_model.gpen, SPEC, RuleConfig(steps=8, schedule=name)) for name in ("flat", "cosine"))
+    for steps in (1, 8, 32):
+        for step in range(steps):
+            ratio = cosine.rates(step, steps)["linear.bias"] / flat.rates(step, steps)["linear.bias"]
+            assert ratio.item() == pytest.approx(warmup_cosine(step, steps, steps // 8, 0.05), rel=1e-5)
+    assert warmup_cosine(31, 32, 4, 0.05) == pytest.approx(0.05)
+    assert InnerRule.from_dict(tiny_model.gpen, cosine.to_dict()).config == cosine.config
+    with pytest.raises(ConfigError, match="flat or cosine"):
+        RuleConfig(schedule="linear")

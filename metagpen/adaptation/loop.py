@@ -26,8 +26,9 @@ from ..memory import free_memory
 from ..model import MetaGPEN
 from ..person import AdapterSpec, Parameters, Person, mean_identity, new_parameters, personal_forward
 from ..person.rule import by_kind
+from ..schedule import warmup_cosine
 from . import adversarial
-from .optimise import Optimiser, new_optimiser, warmup_cosine
+from .optimise import Optimiser, new_optimiser
 
 OnError = Callable[[str, Exception], None]
 
@@ -52,10 +53,10 @@ class AdaptConfig(Config):
     warmup: int = Field(4, ge=0)
     eta_min: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first")
     l1: float = 1.0
-    gradient: float = 0.5
+    gradient: float = 0.0
     chroma: float = 1.0
     perceptual: float = 0.5
-    identity: float = 0.3
+    identity: float = 0.6
     latent_norm: float = 1e-3
     flip: bool = True
     degradation: dict[str, Any] = {"heavy": {"face_px": [8, 32], "weight": 0.7}, "gfpgan": 0.15, "bsrgan": 0.15}

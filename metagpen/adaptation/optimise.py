@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -47,11 +46,3 @@ class Adam:
 def new_optimiser(name: str) -> Optimiser:
     """"adam" (with a memory of its own) or "sgd"."""
     return Adam() if name == "adam" else sgd
-
-
-def warmup_cosine(step: int, steps: int, warmup: int, final: float) -> float:
-    """Factor on every rate: linear over `warmup` steps, then half a cosine from 1 down to `final` at the last step."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

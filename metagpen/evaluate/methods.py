@@ -38,7 +38,7 @@ from metagpen.adaptation.loop import (
     start_offset,
     step_rates,
 )
-from metagpen.adaptation.optimise import new_optimiser, warmup_cosine
+from metagpen.adaptation.optimise import new_optimiser
 from metagpen.config import Config
 from metagpen.devices import synchronise
 from metagpen.errors import ConfigError
@@ -49,6 +49,7 @@ from metagpen.model import MetaGPEN
 from metagpen.person import Parameters, Person
 from metagpen.recognise import Recogniser
 from metagpen.restore.null_space import null_space
+from metagpen.schedule import warmup_cosine
 
 CONSTANT, PER_RUN, TUTORIAL, LEARNED = "constant", "per-run", "tutorial", "learned"
 SCHEDULES = (CONSTANT, PER_RUN)  # those that can be asked for; the others belong to a method

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from ..adaptation import AdaptConfig
-from ..adaptation.optimise import warmup_cosine
 from ..config import Config
 from ..gpen import GPEN
+from ..schedule import warmup_cosine
 
 Dataset = Literal["SingleImageDataset", "PairedImageDataset"]
 Label = Annotated[str, StringConstraints(pattern=r"^[^./\\][^/\\]*$")]  # it names a folder

@@ -104,6 +104,9 @@ class MetaConfig(Config):
     loop: str = Field("lslr", description="one of " + ", ".join(OUTER_LOOPS))
     first_order: bool = Field(True, description="inner gradients count as constants; a fraction of the cost")
     engine: str = Field("batched", description="one of " + ", ".join(ENGINES))
+    schedule: str = Field("flat", pattern="^(flat|cosine)$",
+                          description="what the rule's rates are multiplied with along a run of any length: nothing, "
+                                      "or a warm-up and a cosine")
     inner: AdaptConfig = AdaptConfig(steps=8, optimiser="adam")
     outer: OuterLoss = OuterLoss()
     unroll: tuple[int, int] | None = Field(None, description="fewest and most inner steps that are trained through, "
@@ -178,7 +181,7 @@ class Trainer:
         config = self.config
         moving = {} if self.loop.moving is None else {"moving": self.loop.moving}
         shape = RuleConfig(config.inner.optimiser, config.inner.steps, self.loop.per_step, self.loop.elementwise,
-                           **moving)
+                           **moving, schedule=config.schedule)
         inner = config.inner
         rule = InnerRule(model.gpen, inner.spec, shape, inner.lr_latent, inner.lr_tail, inner.lr_decoder, config.seed)
         if model.rule is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..gpen import GPEN
+from ..schedule import warmup_cosine
 from .adapter import AdapterSpec, Parameters, new_parameters
 
 KINDS = ("latent.", "tail.", "linear.", "decoder.")
@@ -24,19 +25,23 @@ KINDS = ("latent.", "tail.", "linear.", "decoder.")
 class RuleConfig:
     """What shapes a rule. `optimiser`: "sgd" or "adam". `steps`: inner steps that its rates are kept for. `per_step`:
     rates for each of them; `elementwise`: a rate for every number. `moving`: kinds of parameters that inner steps
-    change, of latent., tail., linear., decoder.; the others stay where they begin."""
+    change, of latent., tail., linear., decoder.; the others stay where they begin. `schedule`: "flat", or "cosine",
+    where every rate is also multiplied with a warm-up over the run's first eighth and a cosine down to a twentieth."""
 
     optimiser: str = "sgd"
     steps: int = 8
     per_step: bool = False
     elementwise: bool = False
     moving: tuple[str, ...] = KINDS
+    schedule: str = "flat"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "moving", tuple(self.moving))
         unknown = set(self.moving) - set(KINDS)
         if unknown or not self.moving:
             raise ConfigError(f"moving = {list(self.moving)}: some of {', '.join(KINDS)} must move")
+        if self.schedule not in ("flat", "cosine"):
+            raise ConfigError(f"schedule = {self.schedule}: flat or cosine")
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -82,7 +87,9 @@ class InnerRule(nn.Module):
         """Rates of step 0 <= `step` < `steps`, by name, of shapes that broadcast against the parameters'
         [people, ...]."""
         longer = self.shrink * math.log(self.config.steps / steps)
-        return {name: (at(self.log_rates[key(name)], step / max(1, steps - 1)) + longer).exp() for name in self.moving}
+        factor = warmup_cosine(step, steps, steps // 8, 0.05) if self.config.schedule == "cosine" else 1.0
+        return {name: factor * (at(self.log_rates[key(name)], step / max(1, steps - 1)) + longer).exp()
+                for name in self.moving}
 
     @torch.no_grad()
     def take(self, other: InnerRule) -> None:
