@@ -246,13 +246,22 @@ def test_page_shows_the_committed_evidence():
     """docs/evidence.md and the rows cannot part ways."""
     evidence = script("evidence")
     page = evidence.PAGE.read_text()
-    if not all((evidence.RESULTS / f"{name}.jsonl.gz").exists() for name in evidence.RUNS):
-        assert page.count("Not measured yet.") == 8
-        return
-    rates, curve, long = (curve_report.read_rows(evidence.RESULTS / f"{name}.jsonl.gz") for name in evidence.RUNS[:3])
-    assert evidence.goals(curve, evidence.people_done(long)) in page
-    best = set(evidence.best_rates(curve_report.summary(rates)).values())
-    assert best <= {method for method, *_ in evidence.rivals_of(curve)}, "every rival is measured at its best rate"
+    found, rows, summed = evidence.blocks()
+    assert all(text in page for text in found.values())
+    if "curve_rates" in rows and "curve_128" in rows:
+        best = set(evidence.best_rates(summed["curve_rates"]).values())
+        measured = {method for method, *_ in evidence.rivals_of(rows["curve_128"])}
+        assert best <= measured, "every rival is measured at its best rate"
+
+
+def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
+    for name in ("curve_128_long", "curve_london"):
+        (tmp_path / f"{name}.jsonl.gz").unlink()
+    found, rows, _ = evidence.blocks()
+    assert found["long"] == found["london"] == evidence.NOT_YET
+    assert set(rows) == {"curve_rates", "curve_128", "curve_strength"}
+    assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
+    assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")
 
 
 def test_compressing_is_measured():
