@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
+from matplotlib.figure import Figure
 
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.report import CEILING, label_of, rate_of, table
@@ -37,6 +38,7 @@ OURS, FINETUNE = ("meta", 5, 32), ("finetune", 5, 2000)
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
 REACHED, UNDECIDED, MISSED = "reached", "undecided", "**missed**"
 NOT_YET = "Not measured yet."
+SHOWN = 32
 RIVALS = ("finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal")  # which a curve may have at other rates
 
 
@@ -183,6 +185,37 @@ def write_plots(name: str, rows: Sequence[Row], chosen: Sequence[str], title: st
         curve_report.save_figure(figure, FOLDER / f"{name}_{axis}.png")
 
 
+def frontier(summed: Sequence[Row]) -> Figure:
+    """Identity against LPIPS: every rival along its rates, ours along its steps. Up and to the left is better; rates
+    above SHOWN times the usual ruin pictures and lie beyond the margin."""
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, list[tuple[float, float, float, str]]] = {}
+    for row in summed:
+        if row["metric"] == "identity" and row["recogniser"] == SCORER and row["method"] != CEILING:
+            base, times = rate_of(row["method"])
+            ours = base in ("meta", "adapt")
+            point = {key: row[key] for key in ("method", "shots", "steps", "degradation")}
+            lpips = report.find(summed, metric="lpips", **point)["mean"]
+            place, text = (row["steps"], f"{row['steps']} steps") if ours else (times, f"x{times:g}")
+            lines.setdefault(base, []).append((place, lpips, row["mean"], "" if base == report.BASELINE else text))
+    for base, points in lines.items():
+        _, x, y, texts = zip(*sorted(points), strict=True)
+        bold = base in ("meta", report.BASELINE)
+        axes.plot(x, y, marker="o", linewidth=2.5 if bold else 1, markersize=6 if bold else 4,
+                  color="black" if bold else None, label=label_of(base))
+        for point in zip(x, y, texts, strict=True):
+            axes.annotate(point[2], point[:2], textcoords="offset points", xytext=(4, -9), fontsize=7)
+    worst_shown = max(point[1] for points in lines.values() for point in points if point[0] <= SHOWN)
+    axes.set_xlim(right=worst_shown + 0.01)
+    axes.set_xlabel("LPIPS (lower is better)")
+    axes.set_ylabel(f"identity, {SCORER}")
+    axes.set_title("What identity costs in texture: 16 px, five photos, 32 steps unless said")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -250,6 +283,8 @@ def main() -> None:
     report.write_text(PAGE, page)
     for name, own in summed.items():
         report.write_text(FOLDER / f"{name}.csv", curve_report.csv_text(own))
+    if "curve_rates" in rows:
+        curve_report.save_figure(frontier(summed["curve_rates"]), FOLDER / "frontier.png")
     plotted = {"curve_128": "25 people of CelebA", "curve_128_long": "against 2,000 iterations"}
     for name in plotted.keys() & rows.keys():
         methods = list(dict.fromkeys(row["method"] for row in rows[name]))
