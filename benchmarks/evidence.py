@@ -254,7 +254,7 @@ def of_long(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
 
 
 def of_strength(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
-    dial = by_damage(summed, lambda row: row["method"] not in ("input", CEILING))
+    dial = by_damage(summed, lambda row: row["method"] != "input")
     return {"strength": dial + "\n\n" + machines(rows)}
 
 
