@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from metagpen.identities import People, Photo, split
 from metagpen.person import mean_identity
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "album_thresholds.json"
 PAGE = ROOT / "docs" / "album.md"
 OTHERS = (1, 2, 3, 4, 5, 7)  # photos in the mean that a face is compared with

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +32,8 @@ from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
+LOSSES = SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
 SLOPES, CENTRES = (1.0, 2.0, 4.0), (-0.1, 0.0, 0.1, 0.2, 0.3)
 SHOTS = 5
 
@@ -81,6 +81,14 @@ def chosen(found: list[Calibrated]) -> Calibrated:
     return max(harmless, key=lambda one: one.identity.mean) if harmless else max(found, key=lambda one: one.psnr.mean)
 
 
+def people_of(split: str, size: int, people: int, queries: int) -> People:
+    """The first people of a split of celeba_wild_256 who can be measured at `size` pixels."""
+    photos = SHARED / "photos"
+    return load_people(EvaluateConfig(data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"),
+                                      split=split, shots=[SHOTS], recognisers={}, max_people=people,
+                                      max_queries=queries), size)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -89,12 +97,10 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=6)
     arguments = parser.parse_args()
     keep_freed_memory()
-    console, photos = Console(), SHARED / "photos"
+    console = Console()
     model = MetaGPEN.from_file(arguments.model).frozen()
-    people = load_people(EvaluateConfig(
-        data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split="train", shots=[SHOTS],
-        recognisers={}, max_people=arguments.people, max_queries=arguments.queries), model.size)
-    recogniser = recognise.load(str(SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"))
+    people = people_of("train", model.size, arguments.people, arguments.queries)
+    recogniser = recognise.load(str(LOSSES))
     found = []
     for slope, centre in product(SLOPES, CENTRES):
         found.append(measured(model, people, recogniser, slope, centre, arguments.queries))

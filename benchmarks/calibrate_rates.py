@@ -1,12 +1,12 @@
 """Set how far a freshly meta-trained rule steps, on people whom the base never saw.
 
 The outer loop meets the people of the base's training, whom base and start know: further steps gain no identity on
-them (measured with `--split train`: 0.50 at any of the rates), so it learns small ones, and on new people a run of 32
-steps ends below one of 8. How the rates of tensors compare is kept; what all of them are multiplied with is measured
-instead, in runs of T steps, which the rule is for, and of 4 T. Each of `SHORT` and `LONG` is tried, and the one is kept
-under which the outer loss's weights of identity and LPIPS like the restored photos best (heavy damage; identity by the
-recogniser of the losses, never by the one that scores). The rule's exponent joins the two. These few people are of the
-split `val`, for want of others: docs/evidence.md says so.
+them (`--split train` shows it), so it learns small rates, and on new people a run of 32 steps ends below one of 8. How
+the rates of tensors compare is kept; what all of them are multiplied with is measured instead, in runs of T steps,
+which the rule is for, and of 4 T. Each of `SHORT` and `LONG` is tried, and the one is kept under which the outer loss's
+weights of identity and LPIPS like the restored photos best (heavy damage; identity by the recogniser of the losses,
+never by the one that scores). The rule's exponent joins the two. These few people are of the split `val`, for want of
+others: docs/evidence.md says so.
 
     python benchmarks/calibrate_rates.py runs/meta_128/ema.safetensors -o runs/meta_128/calibrated.safetensors
 """
@@ -16,31 +16,26 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import measure
 import torch
+from calibrate_gate import LOSSES, SHOTS, people_of
 from rich.console import Console
 from rich.table import Table
 
 from metagpen import recognise
 from metagpen.errors import ConfigError
-from metagpen.evaluate import EvaluateConfig
 from metagpen.evaluate.engine import evaluate_people, methods_for, named_degradations
-from metagpen.evaluate.protocol import load_people
 from metagpen.identities import People
 from metagpen.lpips_files import load_lpips
 from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 from metagpen.workers import spread
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
-LOSSES = SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
 SHORT, LONG = (1.0, 1.5, 2.0, 3.0), (0.5, 0.8, 1.2, 1.8)
-TIMES, SHOTS = 4, 5  # LONG is of runs so many times as long
+TIMES = 4  # LONG is of runs so many times as long
 IDENTITY, LPIPS = 0.6, 1.2  # as configs/meta_128.yml weighs them
 
 
@@ -119,13 +114,11 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=6)
     parser.add_argument("--workers", type=int, default=2, help="processes, a thread each")
     arguments = parser.parse_args()
-    console, photos = Console(), SHARED / "photos"
+    console = Console()
     model = MetaGPEN.from_file(arguments.model).frozen()
     if model.rule is None:
         raise ConfigError(f"{arguments.model}: this model has no learned rule; metagpen meta-train makes one")
-    people = load_people(EvaluateConfig(
-        data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split=arguments.split,
-        shots=[SHOTS], recognisers={}, max_people=arguments.people, max_queries=arguments.queries), model.size)
+    people = people_of(arguments.split, model.size, arguments.people, arguments.queries)
     steps = model.rule.config.steps
     jobs = [*(Job(TIMES * steps, factor) for factor in LONG), *(Job(steps, factor) for factor in SHORT)]
     found = {}

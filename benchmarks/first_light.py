@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ import torch
 
 import metagpen
 from metagpen import faces
-from metagpen.errors import DataError
 from metagpen.evaluate import EvaluateConfig, report, run_evaluate
 from metagpen.evaluate.engine import evaluate_people, methods_for, named_degradations
 from metagpen.evaluate.protocol import Evaluation, load_people, preview_path
@@ -32,7 +30,7 @@ from metagpen.identities import People
 from metagpen.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "first_light.json"
 PAGE = ROOT / "docs" / "results" / "first_light.md"
 PICTURE = ROOT / "docs" / "images" / "first_light.jpg"
@@ -52,9 +50,7 @@ class Target(NamedTuple):
 def configuration(arguments: argparse.Namespace) -> EvaluateConfig:
     data = SHARED / "photos" / "celeba_wild_256"
     scorer = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
-    for needed in (data, scorer):
-        if not needed.exists():
-            raise DataError(f"{needed} is absent; point METAGPEN_SHARED at the folder that holds photos/ and weights/")
+    measure.need(data, scorer)
     return EvaluateConfig(
         model=arguments.model,
         data=str(data),

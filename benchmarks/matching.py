@@ -11,7 +11,6 @@ template from one photo; lisa from four) and the val people of celeba_wild_256 (
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from metagpen.restore import Gallery
 from metagpen.restore.matching import LEGIBLE, SAME_PERSON
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "matching.json"
 PAGE = ROOT / "docs" / "restore.md"
 MARKERS = "<!-- matching:begin -->", "<!-- matching:end -->"

@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +21,13 @@ from typing import Any, NamedTuple
 import torch
 
 from metagpen.devices import synchronise
-from metagpen.errors import MetagpenError
+from metagpen.errors import DataError, MetagpenError
 from metagpen.evaluate import report
 from metagpen.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
 PAGE = ROOT / "docs" / "speed.md"
 CPU = torch.device("cpu")
 
@@ -152,6 +154,13 @@ def milliseconds(row: Mapping[str, float], prefix: str = "") -> str:
     median, low, high = (1e3 * row[f"{prefix}seconds{end}"] for end in ("", "_low", "_high"))
     digits = 0 if median >= 100 else 1
     return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def need(*paths: Path) -> None:
+    """Raises DataError for the first of the shared files or folders that is absent."""
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path} is absent; point METAGPEN_SHARED at the folder that holds photos/ and weights/")
 
 
 def verdict(reached: bool) -> str:

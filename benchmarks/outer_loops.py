@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import measure
@@ -27,7 +26,6 @@ import torch
 import yaml
 
 from metagpen import load
-from metagpen.errors import DataError
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.curve import CurveConfig, run_curve
 from metagpen.memory import keep_freed_memory
@@ -36,21 +34,14 @@ from metagpen.meta.train import MetaConfig, meta_train
 from metagpen.model import MetaGPEN
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
 SCORER, IN_LOSSES = "068", "embedded (in losses)"
+SCORING = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
 RESULTS = ROOT / "benchmarks" / "results" / "outer_loops.json"
 PAGE = ROOT / "docs" / "results" / "outer_loops.md"
 CONFIG = ROOT / "configs" / "meta_128.yml"
 RUNS = ROOT / "runs" / "outer_loops"
 LOOPS = [name for name in OUTER_LOOPS if name != "maml"]
-
-
-def scorer() -> Path:
-    """The recogniser that scores. Raises DataError where it is absent."""
-    path = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
-    if not path.exists():
-        raise DataError(f"{path} is absent; point METAGPEN_SHARED at the folder that holds photos/ and weights/")
-    return path
 
 
 def base(model: str) -> Path:
@@ -85,7 +76,7 @@ def measured(begin: Path, models: dict[str, Path], arguments: argparse.Namespace
         model=str(begin), meta_models={loop: str(model) for loop, model in models.items()},
         data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split="val",
         trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
-        recognisers={SCORER: str(scorer()), IN_LOSSES: "embedded"}, degradations=["hard", "moderate"],
+        recognisers={SCORER: str(SCORING), IN_LOSSES: "embedded"}, degradations=["hard", "moderate"],
         methods=["generic", report.CEILING, "adapt", *(f"meta-{loop}" for loop in models)], shots=arguments.shots,
         steps=arguments.steps, schedule="per-run", max_people=arguments.max_people, max_queries=arguments.max_queries,
         device=arguments.device, workers=arguments.workers, threads=arguments.threads, work_dir=str(RUNS / "curves")))
@@ -128,7 +119,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch in each")
     parser.add_argument("--dry", action="store_true", help="print the page; write nothing outside runs/")
     arguments = parser.parse_args()
-    scorer()  # says at once if it is absent
+    measure.need(SHARED / "photos", SCORING)  # better now than after the training
     begin = base(arguments.model)
     runs = {loop: trained(loop, begin, arguments) for loop in arguments.loops}
     seconds = {loop: spent for loop, (_, spent) in runs.items()}

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -36,7 +35,6 @@ from metagpen.adaptation.loop import Album, inner_step
 from metagpen.adaptation.optimise import new_optimiser
 from metagpen.config import Config
 from metagpen.degrade import write_pairs
-from metagpen.errors import DataError
 from metagpen.evaluate import report
 from metagpen.evaluate.engine import in_batches, named_degradations
 from metagpen.evaluate.methods import METHODS, Lesson, Rivals
@@ -52,7 +50,7 @@ from metagpen.model import MetaGPEN
 from metagpen.workers import spread
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "tutorial_claims.json"
 PAGES = {"en": ROOT / "docs" / "tutorial.md", "zh": ROOT / "docs" / "tutorial.zh-CN.md"}
 MARKERS = "<!-- tutorial_claims:begin -->", "<!-- tutorial_claims:end -->"
@@ -86,9 +84,7 @@ class Claims(Config):
 def measured(config: Claims, left_out: Sequence[str], workers: int, threads: int | None) -> list[Record]:
     """One record per person and variant: figures on the held-out photos, seconds of learning, figures on the way."""
     data, scorer = SHARED / "photos" / "celeba_wild_256", SHARED / "weights" / config.scorer
-    for needed in (data, scorer):
-        if not needed.exists():
-            raise DataError(f"{needed} is absent; point METAGPEN_SHARED at the folder that holds photos/ and weights/")
+    measure.need(data, scorer)
     held_out = split(load_people(data), data.parent / "splits.csv")["val"]
     persons = sorted(held_out)[: config.people]
     known = earlier(identical(config, metagpen.load(config.model)))

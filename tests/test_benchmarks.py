@@ -193,7 +193,7 @@ def evidence(tmp_path, monkeypatch):
     alone = [("input", 0, 0), ("generic", 0, 0), ("other-photo", 0, 0)]
     ours = [("meta", shots, steps) for shots in (1, 2, 5, 8) for steps in (4, 32)]
     for name, points in {
-        "curve_rates": [*alone, ("full", 5, 32), ("full-x4", 5, 32), ("lora-4", 5, 32)],
+        "curve_rates": [*alone, ("meta", 5, 32), ("full", 5, 32), ("full-x4", 5, 32), ("lora-4", 5, 32)],
         "curve_128": [*alone, *ours, ("lora-4", 5, 32), ("full-x4", 5, 32), ("wrong-person", 5, 32),
                       ("reference-average", 5, 0)],
         "curve_128_long": [*alone, ("meta", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],

@@ -15,7 +15,18 @@ import torch
 from PIL import Image
 
 from ..errors import PhotoError
-from ..faces import Face, PhotoSource, crop_face, describe, detect, load_photo, outside_share, photos_in, to_tensor
+from ..faces import (
+    Face,
+    PhotoSource,
+    crop_face,
+    describe,
+    detect,
+    is_photo,
+    load_photo,
+    outside_share,
+    photos_in,
+    to_tensor,
+)
 from ..faces.detect import MAX_OUTSIDE, MIN_CROP_SIDE
 from . import measures
 
@@ -182,7 +193,7 @@ def people_instead(paths: Sequence[Path]) -> str | None:
         if not path.is_dir():
             continue
         people = [own for own in sorted(path.iterdir()) if own.is_dir() and not own.name.startswith(".")
-                  and photos_in(own)]
+                  and any(map(is_photo, own.iterdir()))]
         if people:
             return advise_many(path, people, beside=len(photos_in(path)))
     return None
