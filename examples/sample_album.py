@@ -46,8 +46,8 @@ def sample_person(model: metagpen.MetaGPEN, recogniser: recognise.Recogniser, al
     for _ in range(photos):
         one_each = torch.stack([crops[torch.randint(len(crops), (), generator=generator)] for crops in albums])
         poor = blend(one_each, pixels)
-        latents = model.filling(poor) + model.gate(poor)[:, :, None] * offset
-        portraits.append(model.gpen(poor, latents).clamp(-1, 1)[0])
+        share, filling = model.look(poor)
+        portraits.append(model.gpen(poor, filling + share[:, :, None] * offset).clamp(-1, 1)[0])
     return torch.stack(portraits)
 
 

@@ -63,13 +63,14 @@ class MetaGPEN(nn.Module):
 
     @property
     def gate(self) -> Gate | None:
-        """How much of a person an input lets in (`person.start.Gate`); None, everything, without a start."""
+        """What sees from a face how much it leaves open; None without a start."""
         return self.start.gate if self.start is not None else None
 
-    def filling(self, images: Tensor) -> Tensor | None:
-        """What the model adds to w for these faces [B, 3, S, S] whoever they show, [B, n_latent, style_dim] (see
-        `person.start.Gate`); None, nothing, without a start."""
-        return None if self.gate is None else self.gate.filling(images)
+    def look(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Share of a person [B, n_latent] that these degraded faces [B, 3, S, S] let in, and what the model adds to w
+        whoever they show, [B, n_latent, style_dim] (see `person.start.Gate`). None, None without a start: everything,
+        and nothing."""
+        return (None, None) if self.gate is None else self.gate(images)
 
     def bases_of(self, rank: int) -> list[Tensor] | None:
         """The shared filters [rank, in, 3, 3] of each styled convolution; None for rank 0.
@@ -87,7 +88,7 @@ class MetaGPEN(nn.Module):
     def restore(self, images: Tensor) -> Tensor:
         """The generic restoration of aligned faces [B, 3, S, S] in [-1, 1]; same shape, clamped to [-1, 1]."""
         images = images.to(self.device, memory_format=torch.channels_last)  # faster on CPU
-        return self.gpen(images, self.filling(images)).clamp(-1, 1)
+        return self.gpen(images, self.look(images)[1]).clamp(-1, 1)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file: tensors, the arguments that shape them, and the card."""

@@ -335,8 +335,9 @@ class Trainer:
     def forward(self, model: MetaGPEN, batch: Batch) -> Tensor:
         with devices.bf16_autocast(self.device, self.config.bf16):
             poor = batch.poor.contiguous(memory_format=torch.channels_last)
-            share = model.gate(poor) * batch.known[:, None]
-            return model.gpen(poor, model.filling(poor) + share[:, :, None] * model.start(batch.identity)).float()
+            share, filling = model.look(poor)
+            share = share * batch.known[:, None]
+            return model.gpen(poor, filling + share[:, :, None] * model.start(batch.identity)).float()
 
     def losses(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms, each a mean over the batch."""

@@ -37,23 +37,37 @@ def test_batched_people_equal_one_after_the_other(tiny_model, spec):
     images = torch.rand(6, 3, model.size, model.size, dtype=torch.float64) * 2 - 1
     torch.nn.init.normal_(model.start.gate.centre)
     bases = model.bases_of(spec.decoder_rank)
-    for strength, gate, filling in ((1.0, None, None), (0.4, model.gate, model.filling(images))):
-        fast = personal_forward(model.gpen, images, parameters, spec, strength, gate=gate, filling=filling,
+    for strength, share, filling in ((1.0, None, None), (0.4, *model.look(images))):
+        fast = personal_forward(model.gpen, images, parameters, spec, strength, share=share, filling=filling,
                                 bases=bases)
-        plain = personal_forward_reference(model.gpen, images, parameters, strength, gate, filling, bases)
+        plain = personal_forward_reference(model.gpen, images, parameters, strength, share, filling, bases)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
         gradients = [torch.autograd.grad(y.square().sum(), list(parameters.values())) for y in (fast, plain)]
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
+def test_one_image_restored_alone_has_a_weight_of_its_own_to_the_same_effect(tiny_model):
+    model, spec = tiny_model.double(), AdapterSpec(1, 2, decoder_rank=2)
+    parameters = {name: value.double() for name, value in somebody(model, spec).items()}
+    image, bases = torch.rand(1, 3, model.size, model.size, dtype=torch.float64) * 2 - 1, model.bases_of(2)
+    with torch.no_grad():
+        share, filling = model.look(image)
+        alone = personal_forward(model.gpen, image, parameters, spec, 0.7, share=share, filling=filling, bases=bases)
+        plain = personal_forward_reference(model.gpen, image, parameters, 0.7, share, filling, bases)
+        pair = personal_forward(model.gpen, image.repeat(2, 1, 1, 1), parameters, spec, 0.7,
+                                share=share.repeat(2, 1), filling=filling.repeat(2, 1, 1), bases=bases)
+    torch.testing.assert_close(alone, plain, rtol=0, atol=1e-10)
+    torch.testing.assert_close(alone, pair[:1], rtol=0, atol=1e-10)
+
+
 def test_every_image_may_have_a_strength_of_its_own(tiny_model):
     spec, images = AdapterSpec(2, 2, 1, decoder_rank=2), torch.rand(3, 3, tiny_model.size, tiny_model.size) * 2 - 1
-    parameters, filling, bases = somebody(tiny_model, spec), tiny_model.filling(images), tiny_model.bases_of(2)
+    parameters, bases, (share, filling) = somebody(tiny_model, spec), tiny_model.bases_of(2), tiny_model.look(images)
     together = personal_forward(tiny_model.gpen, images, parameters, spec, torch.tensor([0.0, 0.3, 1.0]),
-                                gate=tiny_model.gate, filling=filling, bases=bases)
+                                share=share, filling=filling, bases=bases)
     for i, strength in enumerate((0.0, 0.3, 1.0)):
-        alone = personal_forward(tiny_model.gpen, images[i:i + 1], parameters, spec, strength, gate=tiny_model.gate,
+        alone = personal_forward(tiny_model.gpen, images[i:i + 1], parameters, spec, strength, share=share[i:i + 1],
                                  filling=filling[i:i + 1], bases=bases)
         torch.testing.assert_close(together[i:i + 1], alone, rtol=0, atol=1e-5)
 
@@ -125,7 +139,7 @@ def test_start_grows_with_the_model():
     images = torch.rand(2, 3, 16, 16)
     nobody = start.grow().gate.nobody
     assert torch.equal(nobody[:4], start.gate.nobody) and torch.equal(nobody[5], start.gate.nobody[3])
-    filling, grown_filling = start.gate.filling(images), start.grow().gate.filling(images)
+    filling, grown_filling = start.gate(images)[1], start.grow().gate(images)[1]
     torch.testing.assert_close(grown_filling[:, :4], filling)
     torch.testing.assert_close(grown_filling[:, 5], filling[:, 3])
 
@@ -135,7 +149,7 @@ def test_a_shut_gate_lets_nothing_in_and_an_open_one_all(tiny_model):
     with torch.no_grad():
         for centre, share in ((200.0, 0.0), (-200.0, 1.0)):
             tiny_model.start.gate.centre.fill_(centre)
-            assert torch.equal(tiny_model.gate(images), torch.full((2, tiny_model.gpen.config.n_latent), share))
+            assert torch.equal(tiny_model.look(images)[0], torch.full((2, tiny_model.gpen.config.n_latent), share))
 
 
 def test_shared_filters_are_the_same_everywhere_and_for_good(tiny_model):

@@ -372,9 +372,9 @@ class Objective:
 
     def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
         with self.autocast():
+            share, filling = self.model.look(poor)
             return personal_forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
-                                    self.config.spec, frozen=True, gate=self.model.gate,
-                                    filling=self.model.filling(poor),
+                                    self.config.spec, frozen=True, share=share, filling=filling,
                                     bases=self.model.bases_of(self.config.spec.decoder_rank)).float()
 
     def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:

@@ -432,7 +432,7 @@ def in_place_of_weights(
     def forward(parameters: Parameters, images: Tensor) -> Tensor:
         own = {name: value for name, value in replaced(parameters).items() if name in shared}
         images = images.to(lesson.model.device).contiguous(memory_format=torch.channels_last)
-        added = [part for part in (lesson.model.filling(images), parameters.get(OFFSET)) if part is not None]
+        added = [part for part in (lesson.model.look(images)[1], parameters.get(OFFSET)) if part is not None]
         return functional_call(gpen, {**shared, **own}, (images, sum(added) if added else None))
 
     def loss(parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:

@@ -70,12 +70,10 @@ def finetune(options: Options, recogniser: Recogniser | None = None, console: Co
 
 
 class WithoutGate(MetaGPEN):
-    """The model as a fine-tune sees it: what it adds for everybody (`filling`) stays, its gate lets the person in."""
+    """The model as a fine-tune sees it: what it adds for everybody stays, the whole person is let in."""
 
-    gate = None
-
-    def filling(self, images: Tensor) -> Tensor | None:
-        return None if self.start is None else self.start.gate.filling(images)
+    def look(self, images: Tensor) -> tuple[None, Tensor | None]:
+        return None, super().look(images)[1]
 
 
 class FineTune:

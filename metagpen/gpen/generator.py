@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import Branch, EqualLinear, PixelNorm, StyledConv, ToRGB, encoder_layer
+from .layers import Convolution, EqualLinear, PixelNorm, StyledConv, ToRGB, encoder_layer
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ class Decoder(nn.Module):
         """The styled convolutions from 4 px up; the k-th reads the k-th latent."""
         return [self.conv1, *self.convs]
 
-    def forward(self, latents: Tensor, features: list[Tensor], branches: Sequence[Branch] | None = None) -> Tensor:
+    def forward(self, latents: Tensor, features: list[Tensor], own: Sequence[Convolution] | None = None) -> Tensor:
         """latents [B, n_latent, style_dim]; features from 4 px up, one per resolution -> image [B, 3, S, S].
 
-        branches: one for each of `styled`, see `ModulatedConv2d.convolve`.
+        own: one for each of `styled`, see `ModulatedConv2d.convolve`.
         """
         w = latents.unbind(dim=1)
-        own = branches or [None] * len(self.styled)
+        own = own or [None] * len(self.styled)
         x = self.input.input.expand(latents.shape[0], -1, -1, -1).to(features[0].dtype)
         x = x.contiguous(memory_format=layout(features[-1]))  # else every layer would mix two layouts, and copy
         x = self.conv1(x, w[0], features[0], own[0])
@@ -141,8 +141,8 @@ class GPEN(nn.Module):
         """z [B, style_dim] -> w [B, style_dim], through the prior's mapping network."""
         return self.generator.style(z)
 
-    def decode(self, features: list[Tensor], latents: Tensor, branches: Sequence[Branch] | None = None) -> Tensor:
-        return self.generator(latents, features, branches)
+    def decode(self, features: list[Tensor], latents: Tensor, own: Sequence[Convolution] | None = None) -> Tensor:
+        return self.generator(latents, features, own)
 
     def forward(self, images: Tensor, offset: Tensor | None = None) -> Tensor:
         """`offset` [B, n_latent, style_dim], if given, is added to the encoder's w layer by layer (W+)."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
-Branch = Callable[[Tensor], Tensor]
+Convolution = Callable[[Tensor], Tensor]
 
 
 class FusedLeakyReLU(nn.Module):
@@ -148,19 +148,18 @@ class ModulatedConv2d(nn.Module):
         x, factor = self.convolve(x, w)
         return x if factor is None else x * factor.to(x.dtype)[:, :, None, None]
 
-    def convolve(self, x: Tensor, w: Tensor, branch: Branch | None = None) -> tuple[Tensor, Tensor | None]:
+    def convolve(self, x: Tensor, w: Tensor, own: Convolution | None = None) -> tuple[Tensor, Tensor | None]:
         """The result before demodulation, and the factor [B, out] that demodulates it: the activation that follows
         can apply it on its way.
 
-        branch: from the modulated x to what is added to its convolution, before the blur of an up-sampling layer. The
-        demodulation stays that of the weight alone.
+        own: what convolves the modulated x in place of the weight, before the blur of an up-sampling layer. The
+        demodulation stays that of the weight.
         """
         style, weight = self.modulation(w) * self.scale, self.weight[0]  # [B, in], [out, in, k, k]
         if not (self.padding or self.demodulate or self.upsample):  # ToRGB: few outputs, so scale the weight, not x
             return pointwise(x, weight[None, :, :, 0, 0] * style[:, None]), None
         x = x * style.to(x.dtype)[:, :, None, None]
-        convolved = self.filter(x, weight)
-        x = convolved if branch is None else convolved + branch(x)
+        x = self.filter(x, weight) if own is None else own(x)
         if self.upsample:
             x = self.blur(x)
         if not self.demodulate:
@@ -250,9 +249,9 @@ class StyledConv(nn.Module):
         self.noise = NoiseInjection(concat)
         self.activate = FusedLeakyReLU(out_channels * (2 if concat else 1))
 
-    def forward(self, x: Tensor, w: Tensor, feature: Tensor, branch: Branch | None = None) -> Tensor:
-        """`branch`: see `ModulatedConv2d.convolve`."""
-        x, factor = self.conv.convolve(x, w, branch)
+    def forward(self, x: Tensor, w: Tensor, feature: Tensor, own: Convolution | None = None) -> Tensor:
+        """`own`: see `ModulatedConv2d.convolve`."""
+        x, factor = self.conv.convolve(x, w, own)
         if not self.noise.concat:
             return self.activate(self.noise(x * factor.to(x.dtype)[:, :, None, None], feature))
         # activate both parts before they meet: one pass each, and none backwards for a feature without a graph

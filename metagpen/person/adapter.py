@@ -16,7 +16,7 @@ All are differences from the shared model, so zeros mean "nobody", and a strengt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -26,10 +26,9 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..gpen import GPEN
-from ..gpen.layers import Branch, EqualConv2d, ModulatedConv2d, scaled_leaky_relu
+from ..gpen.layers import Convolution, EqualConv2d, ModulatedConv2d, scaled_leaky_relu
 
 Parameters = dict[str, Tensor]
-Gate = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,23 +112,23 @@ def encode_prefix(gpen: GPEN, images: Tensor, spec: AdapterSpec) -> list[Tensor]
 
 
 def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: AdapterSpec,
-                     strength: float | Tensor = 1.0, frozen: bool = False, gate: Gate | None = None,
+                     strength: float | Tensor = 1.0, frozen: bool = False, share: Tensor | None = None,
                      filling: Tensor | None = None, bases: Sequence[Tensor] | None = None) -> Tensor:
     """GPEN with every person's own latents, mixtures and tail: images [P·B, 3, S, S], person-major -> same shape.
 
     One batch for all people: everything shared runs once over P·B images, the tail as grouped convolutions and batched
     matrix products. `strength` scales the person, or each image's own [P·B]; 0 is the generic forward pass itself, bit
     for bit. `frozen`: the shared encoder blocks run without a graph (their output depends on no parameter of a
-    person). `gate`: images -> share of the person that each decoder layer gets [P·B, L], as `person.start.Gate`, and
-    tail and decoder the mean of them; default all of it. `filling` [P·B, L, D]: what the model itself adds to w,
-    whoever it is (`MetaGPEN.filling`). `bases`: what the spec's `decoder_rank` asks for (`MetaGPEN.bases_of`).
+    person). `share` [P·B, L] of the person that each decoder layer gets, tail and decoder the mean of it, default all,
+    and `filling` [P·B, L, D], what the model itself adds to w whoever it is, are what `MetaGPEN.look` says. `bases`:
+    what the spec's `decoder_rank` asks for (`MetaGPEN.bases_of`).
     """
     if isinstance(strength, float | int) and strength == 0:
         return gpen(images, filling)
     people = parameters["latent.offset"].shape[0]
     if images.shape[0] % people:
         raise ConfigError(f"{images.shape[0]} images cannot be shared evenly by {people} people")
-    share = images.new_ones(len(images), gpen.config.n_latent) if gate is None else gate(images)
+    share = images.new_ones(len(images), gpen.config.n_latent) if share is None else share
     share = share * (strength[:, None] if isinstance(strength, Tensor) else strength)
     part = share.mean(dim=1)  # [P·B]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -145,17 +144,28 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     x = x.flatten(1) * linear.scale
     z = F.linear(x, linear.weight.to(x.dtype)) + personal_linear(x, parameters, "linear.weight", part)
     z = scaled_leaky_relu(z, linear.bias + personal_bias(parameters, "linear.bias", part))
-    branches = None
+    own = None
     if spec.decoder_rank:
-        branches = [personal_branch(layer.conv, filters, parameters[f"decoder.{k}.up"], part)
-                    for k, (layer, filters) in enumerate(zip(gpen.generator.styled, bases, strict=True))]
-    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, share, filling), branches)
+        own = [personal_convolution(layer.conv, filters, parameters[f"decoder.{k}.up"], part)
+               for k, (layer, filters) in enumerate(zip(gpen.generator.styled, bases, strict=True))]
+    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, share, filling), own)
 
 
-def personal_branch(conv: ModulatedConv2d, filters: Tensor, up: Tensor, part: Tensor) -> Branch:
-    """What a person adds to a decoder layer's convolution: the shared filters [r, in, k, k], run once over the images
-    of all people, mixed by everybody's own `up` [P, out, r], each image in its part [P·B]."""
-    return lambda x: mixed(conv.filter(x, filters.to(x.dtype)), up, part)
+def personal_convolution(conv: ModulatedConv2d, filters: Tensor, up: Tensor, part: Tensor) -> Convolution:
+    """A decoder layer's convolution with what people add to it: the shared filters [r, in, k, k], run once over the
+    images of all people, mixed by everybody's own `up` [P, out, r], each image in its part [P·B].
+
+    A single image that nothing is learned from gets a weight of its own: no more work than the generic model's.
+    """
+    weight = conv.weight[0]
+    if len(part) == 1 and not torch.is_grad_enabled():
+        return partial(conv.filter, weight=weight + part * multiplied_out(up[0], filters))
+    return lambda x: conv.filter(x, weight) + mixed(conv.filter(x, filters.to(x.dtype)), up, part)
+
+
+def multiplied_out(up: Tensor, filters: Tensor) -> Tensor:
+    """The weight difference [out, in, k, k] that a mixture `up` [out, r] of filters [r, in, k, k] stands for."""
+    return (up @ filters.flatten(1)).unflatten(1, filters.shape[1:])
 
 
 def personal_bias(parameters: Parameters, name: str, part: Tensor) -> Tensor:
@@ -219,7 +229,7 @@ def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 
 def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameters, strength: float = 1.0,
-                               gate: Gate | None = None, filling: Tensor | None = None,
+                               share: Tensor | None = None, filling: Tensor | None = None,
                                bases: Sequence[Tensor] | None = None) -> Tensor:
     """The plain twin of `personal_forward`: one image after the other, each with a changed copy of the weights."""
     people = parameters["latent.offset"].shape[0]
@@ -230,21 +240,22 @@ def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameter
     for i, image in enumerate(images.split(1)):
         p = i * people // len(images)
         mine = {name: value[p:p + 1] for name, value in parameters.items()}
-        share = torch.ones_like(image[:, 0, 0, :1]).expand(-1, gpen.config.n_latent) if gate is None else gate(image)
+        own_share = image.new_ones(1, gpen.config.n_latent) if share is None else share[i:i + 1]
         changed = dict(gpen.named_parameters())
         for name, target in targets.items():
             if name in mine or f"{name}.up" in mine:
                 own = expand(mine, name, changed[target].shape)[0]
-                changed[target] = changed[target] + strength * share.mean() * own
+                changed[target] = changed[target] + strength * own_share.mean() * own
         features, w = torch.func.functional_call(_Encode(gpen), {f"gpen.{k}": v for k, v in changed.items()}, (image,))
         own_filling = None if filling is None else filling[i:i + 1]
-        branches = None
+        convolutions = None
         if "decoder.0.up" in mine:
-            weights = [(mine[f"decoder.{k}.up"][0] @ filters.flatten(1)).unflatten(1, filters.shape[1:])
-                       for k, filters in enumerate(bases)]
-            branches = [partial(layer.conv.filter, weight=strength * share.mean() * weight)
-                        for layer, weight in zip(gpen.generator.styled, weights, strict=True)]
-        outputs.append(gpen.decode(features, personal_latents(w, mine, strength * share, own_filling), branches))
+            part = strength * own_share.mean()
+            weights = [part * multiplied_out(mine[f"decoder.{k}.up"][0], filters) for k, filters in enumerate(bases)]
+            convolutions = [partial(layer.conv.filter, weight=layer.conv.weight[0] + weight)
+                            for layer, weight in zip(gpen.generator.styled, weights, strict=True)]
+        latents = personal_latents(w, mine, strength * own_share, own_filling)
+        outputs.append(gpen.decode(features, latents, convolutions))
     return torch.cat(outputs)
 
 

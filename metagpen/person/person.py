@@ -61,9 +61,9 @@ class Person:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
             raise PhotoError(f"this model restores aligned faces [B, 3, {size}, {size}], not {tuple(images.shape)}")
         images = images.to(self.model.device, memory_format=torch.channels_last)
-        gate = self.model.gate if self.spec.gated else None
-        restored = personal_forward(self.model.gpen, images, self.parameters, self.spec, strength, gate=gate,
-                                    filling=self.model.filling(images),
+        share, filling = self.model.look(images)
+        restored = personal_forward(self.model.gpen, images, self.parameters, self.spec, strength,
+                                    share=share if self.spec.gated else None, filling=filling,
                                     bases=self.model.bases_of(self.spec.decoder_rank))
         return restored.clamp(-1, 1)
 

@@ -41,9 +41,9 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
         parameters = {name: torch.cat([person.parameters[name] for person in together])
                       for name in together[0].parameters}
         own = torch.tensor([strengths[i] for i in chosen]).to(part)
-        gate = model.gate if together[0].spec.gated else None
-        restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, own, gate=gate,
-                                            filling=model.filling(part),
+        share, filling = model.look(part)
+        restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, own,
+                                            share=share if together[0].spec.gated else None, filling=filling,
                                             bases=model.bases_of(together[0].spec.decoder_rank)).clamp(-1, 1)
     return restored
 

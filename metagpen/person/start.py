@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 
 class Gate(nn.Module):
-    """Degraded faces [B, 3, S, S] in [-1, 1] -> share of a personal offset to apply per decoder layer, [B, n_latent].
+    """Degraded faces [B, 3, S, S] in [-1, 1] -> the share of a person that each decoder layer lets in, [B, n_latent],
+    and what is added to w whoever they show, `filling` [B, n_latent, style_dim].
 
     share_l = sigmoid(slope_l · (severity - centre_l)), where `severity` estimates how much of the identity the
     degradation took away. It looks at the picture and not at the latent w, which hardly says how damaged a photo is.
@@ -46,19 +47,12 @@ class Gate(nn.Module):
         """Estimate of 1 - cosine(degraded, true face) for a recogniser: [B], about 0 for a clear photo, 1 for ruins."""
         return self.judge(band_statistics(images, self.bands)).squeeze(1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self._share(band_statistics(images, self.bands))
-
-    def _share(self, statistics: Tensor) -> Tensor:
-        severity = self.judge(statistics).detach()  # an estimate of a fact; what follows from it is slope and centre
-        return torch.sigmoid(self.slope * (severity - self.centre))
-
-    def filling(self, images: Tensor) -> Tensor:
-        """What these images call for whoever they show, [B, n_latent, style_dim]: nobody's offset, as far as they let
-        it in, and the answer to their damage."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         statistics = band_statistics(images, self.bands)
+        severity = self.judge(statistics).detach()  # an estimate of a fact; what follows from it is slope and centre
+        share = torch.sigmoid(self.slope * (severity - self.centre))
         answer = self.answer(statistics).unflatten(1, self.nobody.shape)
-        return self._share(statistics)[:, :, None] * self.nobody + answer
+        return share, share[:, :, None] * self.nobody + answer
 
 
 def band_statistics(images: Tensor, bands: int) -> Tensor:
