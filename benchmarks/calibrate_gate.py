@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metagpen import recognise
-from metagpen.evaluate import EvaluateConfig
+from metagpen.evaluate import EvaluateConfig, report
 from metagpen.evaluate.engine import evaluate_people, methods_for, named_degradations
 from metagpen.evaluate.protocol import load_people
 from metagpen.evaluate.statistics import Gain, paired_gain
@@ -47,7 +47,7 @@ class Calibrated(NamedTuple):
     psnr: Gain
 
     def cells(self) -> list[str]:
-        identity, psnr = (f"{gain.mean:+.{digits}f} [{gain.lo:+.{digits}f}, {gain.hi:+.{digits}f}]"
+        identity, psnr = (report.interval_text(gain.mean, gain.lo, gain.hi, digits)
                           for gain, digits in ((self.identity, 3), (self.psnr, 2)))
         return [f"x {self.slope:g}", f"{self.centre:+g}", identity, psnr]
 

@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import measure
 import torch
 
 from metagpen.errors import MetagpenError
@@ -24,7 +25,7 @@ from metagpen.evaluate import report
 from metagpen.identities import People, StreamedPhotos, pack, read_shards, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "decoding.json"
 PAGE = ROOT / "docs" / "datasets.md"
 MARKERS = "<!-- decoding:begin -->", "<!-- decoding:end -->"

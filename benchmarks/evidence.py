@@ -43,7 +43,7 @@ RIVALS = ("finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal")  
 
 
 def interval(gain: Gain, digits: int = 3) -> str:
-    return f"{gain.mean:+.{digits}f} [{gain.lo:+.{digits}f}, {gain.hi:+.{digits}f}]"
+    return report.interval_text(gain.mean, gain.lo, gain.hi, digits)
 
 
 def against(rows: Iterable[Row], ours: Point, theirs: Point, metric: str, degradation: str = "hard") -> Gain:
@@ -160,7 +160,7 @@ def along(summed: Sequence[Row], axis: str, places: Sequence[Point]) -> str:
             for metric, digits in (("identity", 3), ("psnr", 2)):
                 row = report.find(summed, degradation=degradation, method=method, shots=shots, steps=steps,
                                   metric=metric, recogniser=SCORER if metric == "identity" else None)
-                cells.append("{gain:+.{d}f} [{gain_lo:+.{d}f}, {gain_hi:+.{d}f}]".format(**row, d=digits))
+                cells.append(report.gain_text(row, digits))
         lines.append(cells)
     names = [f"{text}, {metric}" for text in DAMAGE.values() for metric in ("identity", "PSNR dB")]
     return table([axis, *names], lines)

@@ -76,8 +76,7 @@ def targets(rows: list[report.Row]) -> list[Target]:
         return report.find(rows, **keys)
 
     def judged(wish: str, found: report.Row, reached: bool) -> Target:
-        digits = 2 if found["metric"] == "psnr" else 3
-        return Target(wish, "{gain:+.{d}f} [{gain_lo:+.{d}f}, {gain_hi:+.{d}f}]".format(**found, d=digits), reached)
+        return Target(wish, report.gain_text(found, 2 if found["metric"] == "psnr" else 3), reached)
 
     start5, start1, adapt5 = row("heavy", "start", 5), row("heavy", "start", 1), row("heavy", "adapt", 5)
     result = [

@@ -10,11 +10,11 @@ beside this repository.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from pathlib import Path
 
+import measure
 import torch
 
 from metagpen.errors import MetagpenError
@@ -24,7 +24,7 @@ from metagpen.identities import People, embed_photos, mining_quality, split
 from metagpen.recognise import load
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "mining.json"
 PAGE = ROOT / "docs" / "datasets.md"
 MARKERS = "<!-- mining:begin -->", "<!-- mining:end -->"

@@ -12,12 +12,12 @@ folder `shared` beside this repository.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 import time
 from pathlib import Path
 
+import measure
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +29,7 @@ from metagpen.recognise import Recogniser, load, verification
 from metagpen.recognise.distil import read_photo
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SHARED = measure.SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "recognisers.json"
 PAGE = ROOT / "docs" / "recognisers.md"
 MARKERS = "<!-- embedded:begin -->", "<!-- embedded:end -->"

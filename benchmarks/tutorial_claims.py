@@ -330,7 +330,7 @@ def figures(found: Mapping[str, Any], text: Mapping[str, Any]) -> list[str]:
     variants, own = found["variants"], found["variants"]["tutorial"]
 
     def signed(value: Mapping[str, float], digits: int = 2, unit: str = "") -> str:
-        return f"{value['mean']:+.{digits}f}{unit} [{value['lo']:+.{digits}f}, {value['hi']:+.{digits}f}]"
+        return report.interval_text(value["mean"], value["lo"], value["hi"], digits, unit)
 
     def against(variant: str) -> str:
         if variant not in variants:

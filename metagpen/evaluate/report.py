@@ -243,6 +243,16 @@ def method_label(row: Row) -> str:
     return f"{label}, {row['shots']} photo{'s' if row['shots'] > 1 else ''}, {row['steps']} steps"
 
 
+def interval_text(mean: float, lo: float, hi: float, digits: int, unit: str = "") -> str:
+    """'+0.213 [+0.180, +0.247]'."""
+    return f"{mean:+.{digits}f}{unit} [{lo:+.{digits}f}, {hi:+.{digits}f}]"
+
+
+def gain_text(row: Row, digits: int) -> str:
+    """The gain of a row and its interval."""
+    return interval_text(row["gain"], row["gain_lo"], row["gain_hi"], digits)
+
+
 def with_gain(row: Row | None, digits: int) -> str:
     """'0.412 (+0.213 [+0.180, +0.247])', or a dash where the metric does not apply. More sharpness is no gain."""
     if row is None:
@@ -250,7 +260,7 @@ def with_gain(row: Row | None, digits: int) -> str:
     text = f"{row['mean']:.{digits}f}"
     if row["gain"] is None or row["method"] == BASELINE or row["metric"] in ("sharpness", "focus"):
         return text
-    return text + " ({gain:+.{d}f} [{gain_lo:+.{d}f}, {gain_hi:+.{d}f}])".format(**row, d=digits)
+    return f"{text} ({gain_text(row, digits)})"
 
 
 def percent(fraction: float | None) -> str:
