@@ -225,10 +225,18 @@ if not rank:
     ({"unroll": (0, 2)}, ConfigError, "unroll: .* is no range"),
     ({"slow": ["gpen.nothing.*"]}, ConfigError, "no shared weight is called"),
     ({"pack_size": 32}, ConfigError, "the base restores 16 px, not 32"),
+    ({"part": "kept"}, DataError, "no person of these folders is marked 'kept'"),
 ])
 def test_what_cannot_work_is_refused_early(config, change, error, message):
     with pytest.raises(error, match=message):
         meta.prepare(config.model_copy(update=change))
+
+
+def test_people_kept_back_from_the_base_can_be_learned_on_alone(config):
+    config.split.write_text(config.split.read_text().replace("bob,train", "bob,kept"))
+    trainer = meta.prepare(config.model_copy(update={"part": "kept"}))
+    assert trainer.data.photos.names == ["bob"] and list(trainer.data.watched) == ["eve"]
+    assert meta.prepare(config).data.photos.names == ["ada", "cyd", "solo"]
 
 
 def test_shared_filters_are_learned_and_kept(config, tiny_model, tmp_path):

@@ -89,7 +89,7 @@ class QueryObjective(Objective):
 
 
 class MetaConfig(Config):
-    """`metagpen meta-train`. `data`: folders of people; `split`: CSV that marks people as train and val.
+    """`metagpen meta-train`. `data`: folders of people; `split`: CSV that marks people as train (or `part`) and val.
 
     `inner`: the inner loss and its degradations, the adapter's shape, and the rates and optimiser to begin from (its
     `steps` is how many the rule has rates for). `people`: per process and meta-step.
@@ -98,6 +98,8 @@ class MetaConfig(Config):
     data: list[Path]
     split: Path
     layout: str = Field("folder", description="of `data`: folder, celeba_hq, celeba, ffhq, lfw, grouped or shards")
+    part: str = Field("train", description="of the split, whom to learn on: best people whom the base's training left "
+                                           "out, because on people it knows hardly any step is worth taking")
     output_dir: Path = Path("runs/meta_128")
     base: str = Field("embedded", description="the model to begin from")
     loss_recogniser: str | None = Field(None, description="the one in the losses; default: the start's")
@@ -191,7 +193,7 @@ class Trainer:
             bases = DecoderBases.random(model.gpen, inner.decoder_rank)
         card = {**model.card, **config.card, "meta": {
             "loop": config.loop, "first_order": config.first_order, "inner_steps": config.inner.steps,
-            "people": len(self.data.photos.names), "photos": len(self.data.photos),
+            "part": config.part, "people": len(self.data.photos.names), "photos": len(self.data.photos),
             "loss_recogniser": self.in_losses.name}}
         return MetaGPEN(model.gpen, model.start, card, rule, bases).requires_grad_(False)
 
@@ -477,11 +479,11 @@ def prepare(config: MetaConfig) -> Trainer:
         raise ConfigError(f"base: the start of {config.base} reads embeddings of {model.start.embedding_dim} numbers, "
                           f"its recogniser '{name}' gives {recogniser.dim}")
     parts = split(load_people(*config.data, layout=config.layout), config.split)
-    for part in ("train", "val"):
+    for part in (config.part, "val"):
         if part not in parts:
             raise DataError(f"{config.split}: no person of these folders is marked '{part}'")
     cache = Path(config.output_dir) / "cache"
-    photos = pack(parts["train"], config.pack_size or model.size, cache, workers=2)
+    photos = pack(parts[config.part], config.pack_size or model.size, cache, workers=2)
     if photos.size != model.size:
         raise ConfigError(f"pack_size: the base restores {model.size} px, not {photos.size}")
     watched = tasks.measurable(parts["val"], config.shots[1], model.size, [config.seed], config.validate_queries)
