@@ -276,9 +276,10 @@ class FakePerson:
 
 class FakeAdapt:
     def __init__(self):
-        self.calls = []
+        self.calls, self.seeds = [], []
 
     def __call__(self, model, photos, steps, seed, start):
+        self.seeds.append(seed)
         self.calls.append((torch.stack(photos), steps, start))
         return FakePerson(0.5 * torch.stack(photos).mean((0, 2, 3))[:, None, None] * (1.0 if start else 0.5))
 
@@ -302,6 +303,15 @@ def people(tmp_path_factory):
             manifest.append(f"{name},{name}/{i}.png,{10 if i == 3 else 64}" + ",20" * 10)
     (folder / "manifest.csv").write_text("\n".join(manifest))
     return People.from_folder(folder)
+
+
+def test_everybody_is_learned_with_draws_of_their_own(people):
+    adapt = FakeAdapt()
+    for seed in (0, 0, 1):
+        list(evaluate_people(FakeModel(), people, {"noise": noisy}, methods_for(["generic", "adapt"], (3,), 7),
+                             {"means": Means()}, shots=3, seed=seed, adapt=adapt))
+    first, again, other = (adapt.seeds[i:i + len(people)] for i in range(0, 3 * len(people), len(people)))
+    assert len(set(first)) == len(people) and first == again and not set(first) & set(other)
 
 
 def run(people, methods=("input", "generic", "start", "adapt", "zero", "wrong-adapt", "other-photo"), **options):

@@ -31,7 +31,7 @@ from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degrad
 from metagpen.evaluate.methods import SCHEDULES, Rivals
 from metagpen.evaluate.protocol import IN_LOSSES, say_who_is_in_losses
 from metagpen.evaluate.records import append_line, whole_lines
-from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, load_support, load_task
+from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, draws_of, load_support, load_task
 from metagpen.identities import People
 from metagpen.lpips_files import load_lpips
 from metagpen.memory import keep_freed_memory
@@ -259,7 +259,7 @@ class Bench:
         (model, recogniser), stops, schedule = self.model(name), self.settings.stops_for(name), self.schedule(name)
         photos = {"none": case.task.support, "own": case.task.support, "wrong": case.lent}[chosen.photos]
         own = album(list(photos[: unit.shots or None]), model.size, model.device)
-        config = self.settings.adapt.model_copy(update={"seed": unit.seed})
+        config = self.settings.adapt.model_copy(update={"seed": draws_of(unit.person, unit.seed)})
         lesson = methods.Lesson(model, own, config, self.settings.rivals, recogniser, chosen.rate or 1.0)
         if name == report.CEILING:
             return self.rows(unit, UNDAMAGED, 0, 0.0, case.score.ceiling(), len(case.task.queries))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 AXES = {"shots": "photos to learn from", "steps": "gradient steps", "seconds": "seconds of learning"}
-PLOTTED = ("psnr", "ssim", "sharpness")  # below identity
+PLOTTED = ("psnr", "ssim", "lpips", "sharpness")  # below identity
 TABLED = ("psnr", "ssim", "ms_ssim", "ms_ssim4", "lpips", "sharpness", "focus")
 NEEDED = {
     "dataset",
@@ -317,6 +317,9 @@ def plot(records: Sequence[Record], axis: str, recogniser: str | None, title: st
             else:  # which begin at 0
                 axes.set_xscale("symlog", **({"linthresh": 1, "base": 2} if axis == "steps" else {"linthresh": 0.1}))
                 axes.set_xlim(left=0)
+            if axis != "seconds":
+                axes.set_xticks(sorted({getattr(record, axis) for record in records if record.shots}))
+                axes.minorticks_off()
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.set_xlabel(AXES[axis])
             axes.set_ylabel(axis_label(key))

@@ -13,7 +13,7 @@ from torch import Tensor
 from metagpen.errors import ConfigError
 from metagpen.evaluate import metrics, report
 from metagpen.evaluate.records import Record
-from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, load_support, load_task
+from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draws_of, load_support, load_task
 from metagpen.identities import People
 
 
@@ -182,7 +182,8 @@ def evaluate_people(
             support = task.support
             if method.photos == "wrong":
                 support = load_support(people, lenders[person], shots, model.size, seed)
-            restore, seconds = personalise(model, method, support[: method.shots], seed, adapt)
+            own_seed = draws_of(person, seed)
+            restore, seconds = personalise(model, method, support[: method.shots], own_seed, adapt)
             for name in todo[method]:
                 images = in_batches(restore, inputs[name], batch_size)
                 yield Outcome(_record(task, name, method, score(images), seconds, commit), images)

@@ -39,6 +39,12 @@ def seed_of(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
+def draws_of(person: str, seed: int) -> int:
+    """The seed of the draws (photos, flips, degradations) with which a person is learned. Everybody has their own: the
+    luck of one would be everybody's, and no interval over people would show it."""
+    return seed_of(seed, "draws", person)
+
+
 def generator_of(*parts: Any) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*parts))
 
