@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import measure
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metagpen.evaluate import curve_report, report
-from metagpen.evaluate.report import CEILING, label_of, rate_of, table
+from metagpen.evaluate.report import label_of, rate_of, table
 from metagpen.evaluate.statistics import Gain
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
-RUNS = ("curve_rates", "curve_128", "curve_128_long", "curve_strength", "curve_london")  # each after its configuration
+# each after its configuration
+RUNS = ("curve_rates", "curve_128", "curve_photos", "curve_128_long", "curve_strength", "curve_london")
 SCORER = "068"
 DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
@@ -63,11 +65,14 @@ def worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=(REACHED, UNDECIDED, MISSED).index)
 
 
-def goals(curve: Sequence[Row], long: Sequence[Row] = ()) -> str:
-    """What was asked for, what was found, and whether that is enough. Faces of 16 px, five photos, val people."""
+def goals(curve: Sequence[Row], long: Sequence[Row] = (), photos: Sequence[Row] = ()) -> str:
+    """What was asked for, what was found, and whether that is enough. Faces of 16 px, five photos, val people.
+
+    photos: the rows to compare numbers of photos in, over more seeds than the curve has; default the curve's."""
+    photos = photos or curve
     lines = long_goals(long) if long else [["ours after 32 steps against the fine-tune after 2,000", NOT_YET, "–"]]
-    shots = sorted({row["shots"] for row in curve if row["method"] == "meta"})
-    more = [against(curve, ("meta", many, 32), ("meta", few, 32), "identity")
+    shots = sorted({row["shots"] for row in photos if row["method"] == "meta"})
+    more = [against(photos, ("meta", many, 32), ("meta", few, 32), "identity")
             for few, many in zip(shots, shots[1:], strict=False)]
     lines.append([f"identity grows with the photos, {', '.join(map(str, shots))}: from each to the next",
                   ", ".join(map(interval, more)), worst(map(above, more))])
@@ -176,45 +181,62 @@ def machines(rows: Sequence[Row]) -> str:
             f"{threads} thread(s) each.")
 
 
-def write_plots(name: str, rows: Sequence[Row], chosen: Sequence[str], title: str) -> None:
-    """Plots of some methods, so that lines can be told apart; against steps and seconds, everybody on five photos."""
+def write_plots(name: str, rows: Sequence[Row], title: str, axes: Sequence[str]) -> None:
+    """Whoever was measured at several places along an axis, against it; against steps and seconds, on five photos."""
     records = curve_report.complete(curve_report.records_of(rows))
-    records = [record for record in records if record.method in chosen]
-    for axis in curve_report.AXES:
+    for axis in axes:
+        along = "shots" if axis == "shots" else "steps"
         shown = [record for record in records if axis == "shots" or record.shots in (0, 5)]
+        places: dict[str, set[int]] = {}
+        for record in shown:
+            places.setdefault(rate_of(record.method)[0].partition("@")[0], set()).add(getattr(record, along))
+        shown = [record for record in shown if not curve_report.learns_from_photos(records, record.method)
+                 or len(places[rate_of(record.method)[0].partition("@")[0]]) > 1]
         figure = curve_report.plot(shown, axis, SCORER, f"{title}: quality against {curve_report.AXES[axis]}")
         curve_report.save_figure(figure, FOLDER / f"{name}_{axis}.png")
 
 
-def frontier(summed: Sequence[Row]) -> Figure:
-    """Identity against LPIPS: every rival along its rates, ours along its steps. Up and to the left is better; rates
-    above SHOWN times the usual ruin pictures and lie beyond the margin."""
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
-    axes = figure.subplots()
+def frontier(summed: Sequence[Row], title: str) -> Figure:
+    """Identity against LPIPS on five photos, a panel for each damage: every rival along its rates after 32 steps, ours
+    along its steps. Up and to the left is better. The generic model's identity lies far below: a line marks its LPIPS.
+    Rates above SHOWN times the usual ruin pictures and lie beyond the margin."""
+    damages = [name for name in DAMAGE if any(row["degradation"] == name for row in summed)]
+    figure = Figure(figsize=(3.5 + 5 * len(damages), 5), layout="constrained")
+    grid = figure.subplots(1, len(damages), squeeze=False)[0]
+    for axes, name in zip(grid, damages, strict=True):
+        draw_frontier(axes, [row for row in summed if row["degradation"] == name])
+        axes.set_title(DAMAGE[name])
+    grid[0].set_ylabel(f"identity, {SCORER}")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+    figure.suptitle(title)
+    return figure
+
+
+def draw_frontier(axes: Axes, summed: Sequence[Row]) -> None:
+    """One panel, from the rows of one damage."""
     lines: dict[str, list[tuple[float, float, float, str]]] = {}
     for row in summed:
-        if row["metric"] == "identity" and row["recogniser"] == SCORER and row["method"] != CEILING:
-            base, times = rate_of(row["method"])
+        base, times = rate_of(row["method"])
+        shown = base in (*RIVALS, "meta", "adapt") and row["shots"] == 5
+        if shown and row["metric"] == "identity" and row["recogniser"] == SCORER:
             ours = base in ("meta", "adapt")
-            point = {key: row[key] for key in ("method", "shots", "steps", "degradation")}
+            point = {key: row[key] for key in ("method", "shots", "steps")}
             lpips = report.find(summed, metric="lpips", **point)["mean"]
-            place, text = (row["steps"], f"{row['steps']} steps") if ours else (times, f"x{times:g}")
-            lines.setdefault(base, []).append((place, lpips, row["mean"], "" if base == report.BASELINE else text))
+            place, text = (row["steps"], f"{row['steps']}") if ours else (times, f"x{times:g}")
+            lines.setdefault(base, []).append((place, lpips, row["mean"], text))
     for base, points in lines.items():
         _, x, y, texts = zip(*sorted(points), strict=True)
-        bold = base in ("meta", report.BASELINE)
+        bold = base == "meta"
         axes.plot(x, y, marker="o", linewidth=2.5 if bold else 1, markersize=6 if bold else 4,
                   color="black" if bold else None, label=label_of(base))
         for point in zip(x, y, texts, strict=True):
             axes.annotate(point[2], point[:2], textcoords="offset points", xytext=(4, -9), fontsize=7)
     worst_shown = max(point[1] for points in lines.values() for point in points if point[0] <= SHOWN)
     axes.set_xlim(right=worst_shown + 0.01)
+    generic = report.find(summed, method=report.BASELINE, metric="lpips")["mean"]
+    axes.axvline(generic, color="black", linestyle=":", linewidth=1, label=f"LPIPS of the {label_of(report.BASELINE)}")
     axes.set_xlabel("LPIPS (lower is better)")
-    axes.set_ylabel(f"identity, {SCORER}")
-    axes.set_title("What identity costs in texture: 16 px, five photos, 32 steps unless said")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    return figure
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -228,20 +250,25 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
     found = dict.fromkeys(("goals", "rivals", "rates", "photos", "steps", "long", "strength", "london"), NOT_YET)
     for name, make in {"curve_128": of_curve, "curve_rates": of_rates, "curve_128_long": of_long,
-                       "curve_strength": of_strength, "curve_london": of_london}.items():
+                       "curve_photos": of_photos, "curve_strength": of_strength, "curve_london": of_london}.items():
         if name in rows:
             found |= make(rows[name], summed[name])
     if "curve_128" in rows:
-        found["goals"] = goals(rows["curve_128"], rows.get("curve_128_long", ()))
+        found["goals"] = goals(rows["curve_128"], rows.get("curve_128_long", ()), rows.get("curve_photos", ()))
     return found, rows, summed
 
 
 def of_curve(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     ours = [row for row in rows if row["method"] == "meta"]
-    shots, steps = (sorted({row[axis] for row in ours}) for axis in ("shots", "steps"))
+    steps = sorted({row["steps"] for row in ours})
     tables = by_damage(summed, everybody), differences(rows, rivals_of(rows)), machines(rows)
-    return {"rivals": "\n\n".join(tables), "photos": along(summed, "photos", [("meta", n, max(steps)) for n in shots]),
-            "steps": along(summed, "steps", [("meta", 5, n) for n in steps])}
+    return {"rivals": "\n\n".join(tables), "steps": along(summed, "steps", [("meta", 5, n) for n in steps])}
+
+
+def of_photos(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
+    shots = sorted({row["shots"] for row in rows if row["method"] == "meta"})
+    gains = along(summed, "photos", [("meta", n, OURS[2]) for n in shots])
+    return {"photos": gains + "\n\n" + machines(rows)}
 
 
 def of_rates(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
@@ -286,11 +313,17 @@ def main() -> None:
     for name, own in summed.items():
         report.write_text(FOLDER / f"{name}.csv", curve_report.csv_text(own))
     if "curve_rates" in rows:
-        curve_report.save_figure(frontier(summed["curve_rates"]), FOLDER / "frontier.png")
-    plotted = {"curve_128": "25 people of CelebA", "curve_128_long": "against 2,000 iterations"}
-    for name in plotted.keys() & rows.keys():
-        methods = list(dict.fromkeys(row["method"] for row in rows[name]))
-        write_plots(name.replace("curve_128", "val"), rows[name], methods, plotted[name])
+        figure = frontier(summed["curve_rates"], "Identity and texture at other rates, five people")
+        curve_report.save_figure(figure, FOLDER / "frontier.png")
+    if "curve_128" in rows:
+        figure = frontier(summed["curve_128"], "Identity and texture, 25 people, five photos: rivals after 32 steps at "
+                                               "a multiple of their rates, ours after so many steps")
+        curve_report.save_figure(figure, FOLDER / "val_frontier.png")
+    for name, title, axes in (("curve_photos", "25 people of CelebA", ["shots"]),
+                              ("curve_128", "25 people of CelebA", ["steps", "seconds"]),
+                              ("curve_128_long", "Beside 2,000 iterations", ["steps", "seconds"])):
+        if name in rows:
+            write_plots(name.replace("curve_128", "val").replace("curve", "val"), rows[name], title, axes)
     print(f"written: {PAGE.relative_to(ROOT)}, {FOLDER.relative_to(ROOT)}/")
 
 

@@ -196,6 +196,7 @@ def evidence(tmp_path, monkeypatch):
         "curve_rates": [*alone, ("meta", 5, 32), ("full", 5, 32), ("full-x4", 5, 32), ("lora-4", 5, 32)],
         "curve_128": [*alone, *ours, ("lora-4", 5, 32), ("full-x4", 5, 32), ("wrong-person", 5, 32),
                       ("reference-average", 5, 0)],
+        "curve_photos": [("generic", 0, 0), *[point for point in ours if point[2] == 32]],
         "curve_128_long": [*alone, ("meta", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
         "curve_strength": [*alone, ("strength-50", 5, 32), ("meta", 5, 32)],
         "curve_london": [*alone, ("meta", 1, 32)],
@@ -222,7 +223,8 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     assert "| fine-tune, its schedule cut to n steps, 500 steps; 8 px | +0.200" in page
     rates = curve_report.summary(curve_report.read_rows(evidence.RESULTS / "curve_rates.jsonl.gz"))
     assert evidence.best_rates(rates) == {"full": "full-x4", "lora-4": "lora-4"}
-    assert {path.name for path in evidence.FOLDER.iterdir()} >= {"val_shots.png", "val_long_steps.svg", "curve_128.csv"}
+    assert {path.name for path in evidence.FOLDER.iterdir()} >= {
+        "val_photos_shots.png", "val_frontier.png", "val_steps.svg", "val_long_steps.svg", "curve_128.csv"}
 
 
 def test_evidence_convicts(evidence, monkeypatch, tmp_path):
@@ -259,7 +261,7 @@ def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
         (tmp_path / f"{name}.jsonl.gz").unlink()
     found, rows, _ = evidence.blocks()
     assert found["long"] == found["london"] == evidence.NOT_YET
-    assert set(rows) == {"curve_rates", "curve_128", "curve_strength"}
+    assert set(rows) == {"curve_rates", "curve_128", "curve_photos", "curve_strength"}
     assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
     assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")
 
