@@ -4,6 +4,7 @@
     gzip -9nc runs/curve/<folder>/rows.jsonl > benchmarks/results/curve_128.jsonl.gz
     python benchmarks/evidence.py                # tables and plots from the rows; a minute, no model, no photos
     python benchmarks/evidence.py --dry          # print; write nothing
+    python benchmarks/evidence.py --previews runs/curve/<folder>/previews    # the picture of the London run, too
 
 Tables go between the markers of docs/evidence.md, plots and the tables of everything that was measured to
 docs/evidence/.
@@ -21,6 +22,7 @@ import measure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metagpen.atomic import whole_file
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.report import label_of, rate_of, table
 from metagpen.evaluate.statistics import Gain
@@ -36,11 +38,11 @@ COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # 
 
 Row = dict[str, Any]
 Point = tuple[str, int, int]  # method, photos, steps
-OURS, FINETUNE = ("meta", 5, 32), ("finetune", 5, 2000)
+OURS, ONE, FINETUNE = ("meta", 5, 32), ("meta", 1, 32), ("finetune", 5, 2000)
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
 REACHED, UNDECIDED, MISSED = "reached", "undecided", "**missed**"
 NOT_YET = "Not measured yet."
-SHOWN = 32
+SHOWN, PICTURED = 32, 5
 RIVALS = ("finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal")  # which a curve may have at other rates
 
 
@@ -111,10 +113,10 @@ def seconds(rows: Sequence[Row], point: Point) -> float:
     return sum(found.values()) / len(found)
 
 
-def rivals_of(rows: Sequence[Row]) -> list[Point]:
-    """The rivals on five photos after 32 steps, in the order of the rows."""
+def rivals_of(rows: Sequence[Row], ours: Point = OURS) -> list[Point]:
+    """The rivals on as many photos after as many steps as ours, in the order of the rows."""
     points = [(row["method"], row["shots"], row["steps"]) for row in rows]
-    return [point for point in dict.fromkeys(points) if rate_of(point[0])[0] in RIVALS and point[1:] == OURS[1:]]
+    return [point for point in dict.fromkeys(points) if rate_of(point[0])[0] in RIVALS and point[1:] == ours[1:]]
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -143,12 +145,13 @@ def everybody(row: Row) -> bool:
     return without_steps or (row["shots"], row["steps"]) in ((0, 0), (5, 32))
 
 
-def differences(rows: Sequence[Row], rivals: Sequence[Point], degradations: Sequence[str] = tuple(DAMAGE)) -> str:
+def differences(rows: Sequence[Row], rivals: Sequence[Point], degradations: Sequence[str] = tuple(DAMAGE),
+                ours: Point = OURS) -> str:
     """Ours after 32 steps minus each of them, with the seconds that they take."""
     lines = []
     for theirs in rivals:
         for degradation in degradations:
-            gains = [interval(against(rows, OURS, theirs, metric, degradation), digits)
+            gains = [interval(against(rows, ours, theirs, metric, degradation), digits)
                      for metric, digits in COMPARED.items()]
             what = f"{label_of(theirs[0])}, {theirs[2]} steps; {DAMAGE[degradation]}"
             lines.append([what, *gains, f"{seconds(rows, theirs):.0f}"])
@@ -268,7 +271,8 @@ def of_curve(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
 def of_photos(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     shots = sorted({row["shots"] for row in rows if row["method"] == "meta"})
     gains = along(summed, "photos", [("meta", n, OURS[2]) for n in shots])
-    return {"photos": gains + "\n\n" + machines(rows)}
+    on_one = differences(rows, rivals_of(rows, ONE), ours=ONE)
+    return {"photos": "\n\n".join([gains, "On one photo:", on_one, machines(rows)])}
 
 
 def of_rates(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
@@ -288,7 +292,19 @@ def of_strength(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
 
 
 def of_london(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
-    return {"london": by_damage(summed, lambda row: True) + "\n\n" + machines(rows)}
+    blend = [("reference-average", 1, 0)] if any(row["method"] == "reference-average" for row in rows) else []
+    on_one = differences(rows, [*rivals_of(rows, ONE), *blend], ours=ONE)
+    return {"london": "\n\n".join([on_one, by_damage(summed, lambda row: True), machines(rows)])}
+
+
+def write_picture(previews: Path) -> None:
+    """docs/evidence/london.jpg: the first people of the London run, unchosen, under two damages."""
+    chosen = curve_report.people_shown(previews)[:PICTURED]
+    lines = [[(f"{name}, {DAMAGE[damage]}" if name == "input" else name, picture)
+              for name, picture in curve_report.preview_lines(person)[damage][0] if name not in ("wrong-person",)]
+             for damage in ("hard", "extreme") for person in chosen]
+    with whole_file(FOLDER / "london.jpg") as temporary:
+        report.contact_sheet(lines, tile=128).save(temporary, format="JPEG", quality=90)
 
 
 def people_done(rows: Sequence[Row]) -> list[Row]:
@@ -300,6 +316,7 @@ def people_done(rows: Sequence[Row]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry", action="store_true", help="print the tables; write nothing")
+    parser.add_argument("--previews", type=Path, help="pictures of the London run, for docs/evidence/london.jpg")
     arguments = parser.parse_args()
     found, rows, summed = blocks()
     for name, text in found.items():
@@ -324,6 +341,8 @@ def main() -> None:
                               ("curve_128_long", "Beside 2,000 iterations", ["steps", "seconds"])):
         if name in rows:
             write_plots(name.replace("curve_128", "val").replace("curve", "val"), rows[name], title, axes)
+    if arguments.previews:
+        write_picture(arguments.previews)
     print(f"written: {PAGE.relative_to(ROOT)}, {FOLDER.relative_to(ROOT)}/")
 
 

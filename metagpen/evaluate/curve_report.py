@@ -389,24 +389,33 @@ def write_report(rows_file: str | Path, folder: str | Path, previews: str | Path
 def contact_sheets(previews: Path, people: int = 8) -> dict[str, Image.Image]:
     """From the strips of a run, a sheet for each of its first people and each degradation: a column per method, a line
     per photo."""
+    return {f"{person.name}, {degradation}": report.contact_sheet(lines, tile=128)
+            for person in people_shown(previews)[:people] for degradation, lines in preview_lines(person).items()}
+
+
+def people_shown(previews: Path) -> list[Path]:
+    """The folders of the people whose pictures a run kept, in order."""
+    return sorted(folder for folder in _inside(previews, "previews") if folder.is_dir())
+
+
+def preview_lines(person: Path) -> dict[str, list[list[tuple[str, Image.Image]]]]:
+    """By degradation, for each photo of a person the pictures by method: input, generic, the others, truth."""
     from metagpen import faces
 
-    sheets = {}
-    for person in sorted(folder for folder in _inside(previews, "previews") if folder.is_dir())[:people]:
-        strips: dict[str, dict[str, Image.Image]] = defaultdict(dict)
-        for path in sorted(person.glob("*_*_0.png")):
-            degradation, method = path.stem.removesuffix("_0").split("_", 1)
-            strips[degradation][method] = faces.load_photo(path)
-        for degradation, columns in strips.items():
-            order = [name for name in ("input", "generic") if name in columns]
-            order += [name for name in columns if name not in (*order, "truth")] + ["truth"]
-            size = columns["truth"].height
-            lines = [
-                [(name, columns[name].crop((i * size, 0, (i + 1) * size, size))) for name in order]
-                for i in range(columns["truth"].width // size)
-            ]
-            sheets[f"{person.name}, {degradation}"] = report.contact_sheet(lines, tile=128)
-    return sheets
+    strips: dict[str, dict[str, Image.Image]] = defaultdict(dict)
+    for path in sorted(person.glob("*_*_0.png")):
+        degradation, method = path.stem.removesuffix("_0").split("_", 1)
+        strips[degradation][method] = faces.load_photo(path)
+    found = {}
+    for degradation, columns in strips.items():
+        order = [name for name in ("input", "generic") if name in columns]
+        order += [name for name in columns if name not in (*order, "truth")] + ["truth"]
+        size = columns["truth"].height
+        found[degradation] = [
+            [(name, columns[name].crop((i * size, 0, (i + 1) * size, size))) for name in order]
+            for i in range(columns["truth"].width // size)
+        ]
+    return found
 
 
 def _inside(folder: Path, name: str) -> list[Path]:
