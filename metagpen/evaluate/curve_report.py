@@ -287,7 +287,6 @@ def plot(records: Sequence[Record], axis: str, recogniser: str | None, title: st
     """A grid: a row per metric, a column per degradation; bands are 95 % over people, dashed lines know no photos."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
 
     degradations = damaged(record.degradation for record in records)
     names = list(dict.fromkeys(record.method for record in records))
@@ -320,7 +319,7 @@ def plot(records: Sequence[Record], axis: str, recogniser: str | None, title: st
             if axis != "seconds":
                 axes.set_xticks(sorted({getattr(record, axis) for record in records if record.shots}))
                 axes.minorticks_off()
-            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
             axes.set_xlabel(AXES[axis])
             axes.set_ylabel(axis_label(key))
             axes.grid(alpha=0.3)
