@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from metagpen.atomic import whole_file
 from metagpen.evaluate import curve_report, report
+from metagpen.evaluate.records import Record
 from metagpen.evaluate.report import label_of, rate_of, table
 from metagpen.evaluate.statistics import Gain
 
@@ -70,7 +71,7 @@ def worst(verdicts: Iterable[str]) -> str:
 def goals(curve: Sequence[Row], long: Sequence[Row] = (), photos: Sequence[Row] = ()) -> str:
     """What was asked for, what was found, and whether that is enough. Faces of 16 px, five photos, val people.
 
-    photos: the rows to compare numbers of photos in, over more seeds than the curve has; default the curve's."""
+    photos: the rows to compare numbers of photos in, where everybody has draws of their own; default the curve's."""
     photos = photos or curve
     lines = long_goals(long) if long else [["ours after 32 steps against the fine-tune after 2,000", NOT_YET, "–"]]
     shots = sorted({row["shots"] for row in photos if row["method"] == "meta"})
@@ -188,15 +189,18 @@ def write_plots(name: str, rows: Sequence[Row], title: str, axes: Sequence[str])
     """Whoever was measured at several places along an axis, against it; against steps and seconds, on five photos."""
     records = curve_report.complete(curve_report.records_of(rows))
     for axis in axes:
-        along = "shots" if axis == "shots" else "steps"
         shown = [record for record in records if axis == "shots" or record.shots in (0, 5)]
         places: dict[str, set[int]] = {}
         for record in shown:
-            places.setdefault(rate_of(record.method)[0].partition("@")[0], set()).add(getattr(record, along))
-        shown = [record for record in shown if not curve_report.learns_from_photos(records, record.method)
-                 or len(places[rate_of(record.method)[0].partition("@")[0]]) > 1]
+            places.setdefault(kind_of(record), set()).add(record.shots if axis == "shots" else record.steps)
+        shown = [record for record in shown if not record.shots or len(places[kind_of(record)]) > 1]
         figure = curve_report.plot(shown, axis, SCORER, f"{title}: quality against {curve_report.AXES[axis]}")
         curve_report.save_figure(figure, FOLDER / f"{name}_{axis}.png")
+
+
+def kind_of(record: Record) -> str:
+    """The method without its rate and without how its schedule is cut."""
+    return rate_of(record.method)[0].partition("@")[0]
 
 
 def frontier(summed: Sequence[Row], title: str) -> Figure:
@@ -271,8 +275,8 @@ def of_curve(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
 def of_photos(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     shots = sorted({row["shots"] for row in rows if row["method"] == "meta"})
     gains = along(summed, "photos", [("meta", n, OURS[2]) for n in shots])
-    on_one = differences(rows, rivals_of(rows, ONE), ours=ONE)
-    return {"photos": "\n\n".join([gains, "On one photo:", on_one, machines(rows)])}
+    on_one, on_five = differences(rows, rivals_of(rows, ONE), ours=ONE), differences(rows, rivals_of(rows))
+    return {"photos": "\n\n".join([gains, "On one photo:", on_one, "On five:", on_five, machines(rows)])}
 
 
 def of_rates(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
@@ -301,7 +305,7 @@ def write_picture(previews: Path) -> None:
     """docs/evidence/london.jpg: the first people of the London run, unchosen, under two damages."""
     chosen = curve_report.people_shown(previews)[:PICTURED]
     lines = [[(f"{name}, {DAMAGE[damage]}" if name == "input" else name, picture)
-              for name, picture in curve_report.preview_lines(person)[damage][0] if name not in ("wrong-person",)]
+              for name, picture in curve_report.preview_lines(person)[damage][0] if name != WRONG[0]]
              for damage in ("hard", "extreme") for person in chosen]
     with whole_file(FOLDER / "london.jpg") as temporary:
         report.contact_sheet(lines, tile=128).save(temporary, format="JPEG", quality=90)
@@ -336,11 +340,12 @@ def main() -> None:
         figure = frontier(summed["curve_128"], "Identity and texture, 25 people, five photos: rivals after 32 steps at "
                                                "a multiple of their rates, ours after so many steps")
         curve_report.save_figure(figure, FOLDER / "val_frontier.png")
-    for name, title, axes in (("curve_photos", "25 people of CelebA", ["shots"]),
-                              ("curve_128", "25 people of CelebA", ["steps", "seconds"]),
-                              ("curve_128_long", "Beside 2,000 iterations", ["steps", "seconds"])):
+    for name, picture, title, axes in (
+            ("curve_photos", "val_photos", "25 people of CelebA", ["shots"]),
+            ("curve_128", "val", "25 people of CelebA", ["steps", "seconds"]),
+            ("curve_128_long", "val_long", "Beside 2,000 iterations", ["steps", "seconds"])):
         if name in rows:
-            write_plots(name.replace("curve_128", "val").replace("curve", "val"), rows[name], title, axes)
+            write_plots(picture, rows[name], title, axes)
     if arguments.previews:
         write_picture(arguments.previews)
     print(f"written: {PAGE.relative_to(ROOT)}, {FOLDER.relative_to(ROOT)}/")

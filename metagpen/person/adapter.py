@@ -120,15 +120,17 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     matrix products. `strength` scales the person, or each image's own [P·B]; 0 is the generic forward pass itself, bit
     for bit. `frozen`: the shared encoder blocks run without a graph (their output depends on no parameter of a
     person). `share` [P·B, L] of the person that each decoder layer gets, tail and decoder the mean of it, default all,
-    and `filling` [P·B, L, D], what the model itself adds to w whoever it is, are what `MetaGPEN.look` says. `bases`:
-    what the spec's `decoder_rank` asks for (`MetaGPEN.bases_of`).
+    and `filling` [P·B, L, D], what the model itself adds to w whoever it is, are what `MetaGPEN.look` says; a spec that
+    is not gated takes all of the person whatever the share. `bases`: what the spec's `decoder_rank` asks for
+    (`MetaGPEN.bases_of`).
     """
     if isinstance(strength, float | int) and strength == 0:
         return gpen(images, filling)
     people = parameters["latent.offset"].shape[0]
     if images.shape[0] % people:
         raise ConfigError(f"{images.shape[0]} images cannot be shared evenly by {people} people")
-    share = images.new_ones(len(images), gpen.config.n_latent) if share is None else share
+    if share is None or not spec.gated:
+        share = images.new_ones(len(images), gpen.config.n_latent)
     share = share * (strength[:, None] if isinstance(strength, Tensor) else strength)
     part = share.mean(dim=1)  # [P·B]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):

@@ -63,7 +63,7 @@ class Person:
         images = images.to(self.model.device, memory_format=torch.channels_last)
         share, filling = self.model.look(images)
         restored = personal_forward(self.model.gpen, images, self.parameters, self.spec, strength,
-                                    share=share if self.spec.gated else None, filling=filling,
+                                    share=share, filling=filling,
                                     bases=self.model.bases_of(self.spec.decoder_rank))
         return restored.clamp(-1, 1)
 

@@ -42,8 +42,8 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
                       for name in together[0].parameters}
         own = torch.tensor([strengths[i] for i in chosen]).to(part)
         share, filling = model.look(part)
-        restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, own,
-                                            share=share if together[0].spec.gated else None, filling=filling,
+        restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, own, share=share,
+                                            filling=filling,
                                             bases=model.bases_of(together[0].spec.decoder_rank)).clamp(-1, 1)
     return restored
 
