@@ -100,6 +100,11 @@ class StudentNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.maps(x)[-1])
 
+    def apart(self, x: Tensor, wanted: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """`perceive` with every stage, and the head, fed with the map `wanted` at its entrance."""
+        entrances = [self.stem(x.contiguous(memory_format=torch.channels_last)), *wanted[:-1]]
+        return [stage(entrance) for stage, entrance in zip(self.stages, entrances)], self.head(wanted[-1])
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Same as `maps`."""
         return self.maps(x)

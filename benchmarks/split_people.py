@@ -1,0 +1,86 @@
+"""Who trains, who sets the rates, who judges: the split that the embedded models are made with.
+
+From the shared split file: its val people stay val. Of its training people some are kept back from the recogniser and
+the base (`kept`), so that the inner rule is learned on people whom neither knows, and some people of LFW are for
+evaluation alone (`test`). Names differ between collections, so two folders could hold one person: the highest cosine
+of mean embeddings between people of different parts is printed, by face-reidentification-retail-0095, beside the
+lowest between halves of one person's photos.
+
+    python benchmarks/split_people.py    # writes configs/people_128.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import measure
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from metagpen import recognise
+from metagpen.atomic import whole_file
+from metagpen.identities import PackedPhotos, load_people, pack, read_split
+from metagpen.train import embed_all
+
+OUTPUT = measure.ROOT / "configs" / "people_128.csv"
+RECOGNISER = measure.SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
+SETS = ("celeba_wild_256", "lfw_176")
+KEPT = {"celeba_wild_256": (36, 8), "lfw_176": (24, 8)}  # set: people, photos that each must have
+TEST = {"lfw_176": (30, 12)}  # room for eight shots and four queries
+
+
+def drawn(counts: dict[tuple[str, str], int], taken: dict[tuple[str, str], str],
+          wanted: dict[str, tuple[int, int]], generator: torch.Generator) -> list[tuple[str, str]]:
+    """People still in training who have enough photos, drawn from each set."""
+    chosen = []
+    for name, (people, photos) in wanted.items():
+        enough = sorted(key for key, count in counts.items()
+                        if key[0] == name and count >= photos and taken[key] == "train")
+        chosen += [enough[i] for i in torch.randperm(len(enough), generator=generator)[:people].tolist()]
+    return chosen
+
+
+def mean_embeddings(embeddings: Tensor, photos: PackedPhotos, every: slice = slice(None)) -> Tensor:
+    """[people, D], over each person's photos or a part of them."""
+    return torch.stack([normalize(embeddings[photos.person == i][every].mean(0), dim=0)
+                        for i in range(len(photos.names))])
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    console = Console()
+    folder = measure.SHARED / "photos"
+    people = load_people(*(folder / name for name in SETS))
+    listed = read_split(folder / "splits.csv")
+    counts = {tuple(name.split("/", 1)): len(photos) for name, photos in people.items()}
+    parts = {key: listed[key] for key in counts}
+    generator = torch.Generator().manual_seed(0)
+    for part, wanted in (("test", TEST), ("kept", KEPT)):
+        parts |= dict.fromkeys(drawn(counts, parts, wanted, generator), part)
+    with TemporaryDirectory() as cache:
+        photos = pack(people, 128, Path(cache), workers=2)
+        embeddings = embed_all(recognise.load(str(RECOGNISER)), photos, True, Path(cache))
+    means = mean_embeddings(embeddings, photos)
+    alike = (means @ means.T).fill_diagonal_(-1)
+    halves = (mean_embeddings(embeddings, photos, slice(0, None, 2))
+              * mean_embeddings(embeddings, photos, slice(1, None, 2))).sum(1)
+    console.print(f"one person's halves: lowest cosine {float(halves.min()):.2f}, median {float(halves.median()):.2f}")
+    of_part = {part: [i for i, name in enumerate(photos.names) if parts[tuple(name.split("/", 1))] == part]
+               for part in ("train", "kept", "val", "test")}
+    for one, other in combinations(of_part, 2):
+        console.print(f"{one} and {other}: highest cosine {float(alike[of_part[one]][:, of_part[other]].max()):.2f}")
+    with whole_file(OUTPUT) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["set", "id", "split"], *([*key, part] for key, part in sorted(parts.items()))])
+    for part, members in of_part.items():
+        console.print(f"{part}: {len(members)} people, {sum(len(people[photos.names[i]]) for i in members)} photos")
+    console.print(f"done: {OUTPUT}")
+
+
+if __name__ == "__main__":
+    measure.run(main)
