@@ -4,7 +4,7 @@ Training weighs identity against PSNR over all damage at once, and where a photo
 trained may let in more of a person than helps. Here its slopes are multiplied and its centres moved, every pair of
 `SLOPES` and `CENTRES` in turn, and of those that lose no PSNR under moderate damage the one that gains most identity
 under heavy damage is kept (if all lose, the one that loses least). Both are measured for the start against the generic
-model, by the recogniser of the losses, on people of the split `train`: nobody of the evaluation is looked at.
+model, by the recogniser of the losses, on people kept back from the training: nobody of the evaluation is looked at.
 
     python benchmarks/calibrate_gate.py runs/base_128/ema.safetensors -o runs/base_128/calibrated.safetensors
 """
@@ -84,7 +84,7 @@ def chosen(found: list[Calibrated]) -> Calibrated:
 def people_of(split: str, size: int, people: int, queries: int) -> People:
     """The first people of a split of celeba_wild_256 who can be measured at `size` pixels."""
     photos = SHARED / "photos"
-    return load_people(EvaluateConfig(data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"),
+    return load_people(EvaluateConfig(data=str(photos / "celeba_wild_256"), split_file=str(measure.PEOPLE),
                                       split=split, shots=[SHOTS], recognisers={}, max_people=people,
                                       max_queries=queries), size)
 
@@ -99,7 +99,7 @@ def main() -> None:
     keep_freed_memory()
     console = Console()
     model = MetaGPEN.from_file(arguments.model).frozen()
-    people = people_of("train", model.size, arguments.people, arguments.queries)
+    people = people_of("kept", model.size, arguments.people, arguments.queries)
     recogniser = recognise.load(str(LOSSES))
     found = []
     for slope, centre in product(SLOPES, CENTRES):
@@ -111,7 +111,7 @@ def main() -> None:
     console.print(table)
     result = turned(model, best.slope, best.centre)
     result.card["gate"] = (f"after training: slopes times {best.slope:g}, centres {best.centre:+g}, chosen on "
-                           f"{len(people)} training people so that moderate photos lose no PSNR "
+                           f"{len(people)} people kept back from the training so that moderate photos lose no PSNR "
                            "(benchmarks/calibrate_gate.py)")
     console.print(f"done: {result.save(arguments.output)}")
 

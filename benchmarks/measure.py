@@ -28,6 +28,7 @@ from metagpen.memory import keep_freed_memory
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+PEOPLE = ROOT / "configs" / "people_128.csv"  # who trains, is kept back and judges: split_people.py
 PAGE = ROOT / "docs" / "speed.md"
 CPU = torch.device("cpu")
 

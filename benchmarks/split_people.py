@@ -28,7 +28,6 @@ from metagpen.atomic import whole_file
 from metagpen.identities import PackedPhotos, load_people, pack, read_split
 from metagpen.train import embed_all
 
-OUTPUT = measure.ROOT / "configs" / "people_128.csv"
 RECOGNISER = measure.SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
 SETS = ("celeba_wild_256", "lfw_176")
 KEPT = {"celeba_wild_256": (36, 8), "lfw_176": (24, 8)}  # set: people, photos that each must have
@@ -75,11 +74,11 @@ def main() -> None:
                for part in ("train", "kept", "val", "test")}
     for one, other in combinations(of_part, 2):
         console.print(f"{one} and {other}: highest cosine {float(alike[of_part[one]][:, of_part[other]].max()):.2f}")
-    with whole_file(OUTPUT) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with whole_file(measure.PEOPLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([["set", "id", "split"], *([*key, part] for key, part in sorted(parts.items()))])
     for part, members in of_part.items():
         console.print(f"{part}: {len(members)} people, {sum(len(people[photos.names[i]]) for i in members)} photos")
-    console.print(f"done: {OUTPUT}")
+    console.print(f"done: {measure.PEOPLE}")
 
 
 if __name__ == "__main__":

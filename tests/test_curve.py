@@ -412,6 +412,23 @@ def test_training_and_evaluation_share_nobody_and_no_photo(people, tmp_path):
         measure(people, trained=People.from_folder(tmp_path / "other"))
 
 
+def test_every_part_of_the_split_that_training_saw_counts(people, tmp_path):
+    folder, file = people["a"][0].path.parents[1], tmp_path / "split.csv"
+    file.write_text("id,split\na,val\nb,train\nc,kept\n")
+
+    def config(*parts: str) -> CurveConfig:
+        return CurveConfig.from_dict(dict(data=str(folder), trained_on=[str(folder)], split_file=str(file),
+                                          **({"trained_parts": list(parts)} if parts else {})))
+
+    measured, trained = curve.load_people(config())
+    assert (list(measured), list(trained)) == (["a"], ["b"])
+    assert list(curve.load_people(config("train", "kept"))[1]) == ["b", "c"]
+    with pytest.raises(DataError, match="'smooth/a' .of 1. is measured and was in training"):
+        assert_disjoint(*curve.load_people(config("train", "val")))
+    with pytest.raises(ConfigError, match="split.csv: trained_on has nobody in its split 'keep'"):
+        curve.load_people(config("keep"))
+
+
 def test_a_query_is_no_support_photo(tmp_path):
     people = write_people(tmp_path / "twice", "a")
     for i in range(1, 6):

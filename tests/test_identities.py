@@ -1,4 +1,5 @@
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from metagpen.identities import (
     split,
     write_split,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 LANDMARKS = [column + str(i) for i in range(5) for column in "xy"]
 
@@ -312,6 +315,15 @@ def test_what_cannot_be_packed_is_named(root):
         pack(People.from_folder(root), 8)
     with pytest.raises(DataError, match="no photos to pack"):
         pack(People({}), 8)
+
+
+def test_who_judges_the_embedded_models_is_not_in_their_training(shared):
+    people = load_people(shared / "photos" / "celeba_wild_256", shared / "photos" / "lfw_176")
+    parts = split(people, ROOT / "configs" / "people_128.csv")
+    assert {part: len(of) for part, of in parts.items()} == {"train": 714, "kept": 60, "val": 25, "test": 30}
+    given = split(people, shared / "photos" / "splits.csv")
+    assert set(parts["val"]) == set(given["val"])
+    assert all(name.startswith("lfw_176/") and len(photos) >= 12 for name, photos in parts["test"].items())
 
 
 def test_the_shared_collections(shared):

@@ -148,9 +148,10 @@ class CurveConfig(CurveSettings):
     split: str = Field("val", description="the split to measure, with split_file")
     trained_on: list[str] = Field(
         [],
-        description="folders of training people (with split_file: their split 'train'); "
+        description="folders of training people (with split_file: those in `trained_parts` of it); "
         "nobody and no photo of them may be measured",
     )
+    trained_parts: list[str] = Field(["train"], description="splits that any part of the training saw, e.g. kept too")
     recognisers: dict[str, str] = Field(
         {"embedded (in losses)": "embedded"}, description="label -> recogniser name or file; the first leads the tables"
     )
@@ -450,10 +451,17 @@ def load_people(config: CurveConfig) -> tuple[People, People | None]:
             raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
         people = parts[config.split]
         if trained is not None:
-            trained = identities.split(trained, file=config.split_file, strict=False).get("train")
-            if trained is None:
-                raise ConfigError(f"{config.split_file}: trained_on has nobody in its split 'train'")
+            trained = trained_people(trained, config)
     return people.select(list(people)[: config.max_people]), trained
+
+
+def trained_people(people: People, config: CurveConfig) -> People:
+    """Those of `people` whom the training saw; ConfigError for a part of the split file that none of them is in."""
+    parts = identities.split(people, file=config.split_file, strict=False)
+    for part in config.trained_parts:
+        if part not in parts:
+            raise ConfigError(f"{config.split_file}: trained_on has nobody in its split '{part}'")
+    return people.select(name for part in config.trained_parts for name in parts[part])
 
 
 def assert_disjoint(measured: People, trained: People) -> None:
