@@ -125,6 +125,8 @@ class TrainConfig(Config):
     seed: int = 0
     device: str = "cpu"
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
+    compile: bool = Field(False, description="fuse the losses' passes over large maps with torch.compile, which needs "
+                                             "a C++ compiler")
     threads: int | None = None
     workers: int = Field(0, ge=0, description="processes that make batches ahead; 0: none, best beside CPU training")
     card: dict[str, Any] = Field({}, description="added to the model's card, e.g. its licence and training data")
@@ -251,7 +253,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, batches: Batches, watched: Batches, identity_dim: int,
                  in_losses: recognise.Recogniser):
         self.config, self.batches, self.watched = config, batches, watched
-        self.recogniser_loss = RecogniserLoss(in_losses)
+        self.recogniser_loss = RecogniserLoss(in_losses, config.compile)
         self.device = torch.device(config.device)
         self.folder = Path(config.output_dir)
         self.step = self.stage_index = self.stage_start = 0
@@ -304,7 +306,7 @@ class Trainer:
             self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=self.stage.lr_d,
                                                      betas=(self.stage.beta1, 0.99))
         looks_through_vgg = self.stage.loss.projected and self.stage.critic_sees == "vgg"
-        self.vgg = VGGLoss().to(self.device) if self.stage.loss.lpips or looks_through_vgg else None
+        self.vgg = VGGLoss(self.config.compile).to(self.device) if self.stage.loss.lpips or looks_through_vgg else None
         self.projected = self.projected_optimiser = None
         if self.stage.loss.projected:
             self.projected = ProjectedCritic(self._depths()).to(self.device)

@@ -1,5 +1,7 @@
 """Losses against closed forms."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -17,6 +19,8 @@ from metagpen.losses import (
     luma,
     r1_penalty,
 )
+from metagpen.losses.perceptual import direction_distance
+from metagpen.losses.vgg import weighted_distance
 
 
 def test_pixel_terms():
@@ -120,6 +124,18 @@ def test_the_vgg_term_is_lpips(random_vgg):
     assert all(m.requires_grad for m in found.maps) and not any(m.requires_grad for m in found.true_maps)
     assert torch.autograd.grad(found.distance.sum(), restored)[0].abs().max() > 0
     assert loss(truth, truth).distance.abs().max() < 1e-6
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("distance, weights", [(direction_distance, 0), (weighted_distance, 1)])
+def test_compiled_distances_are_the_plain_ones(distance, weights):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 2, 8, 5, 5).unbind()
+    a, given = a.requires_grad_(), [torch.rand(1, 8, 1, 1)] * weights
+    plain, compiled = distance(a, b, *given), torch.compile(distance, dynamic=False)(a, b, *given)
+    assert plain.shape == (2,) and plain.min() > 0
+    torch.testing.assert_close(compiled, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(found.sum(), a)[0] for found in (compiled, plain)))
 
 
 def test_without_vgg_the_term_says_what_to_install():

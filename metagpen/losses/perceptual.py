@@ -36,8 +36,9 @@ class RecogniserLoss:
     tints eyes and lips.
     """
 
-    def __init__(self, recogniser: Recogniser):
+    def __init__(self, recogniser: Recogniser, compiled: bool = False):
         self.recogniser = recogniser
+        self.distance = torch.compile(direction_distance, dynamic=False) if compiled else direction_distance
 
     def __call__(self, restored: Tensor, truth: Tensor, landmarks: Tensor | None = None,
                  poor: Tensor | None = None) -> RecogniserTerms:
@@ -46,11 +47,15 @@ class RecogniserLoss:
             true_maps, true_embedding = self.recogniser.perceive(truth, landmarks)
             lost = None if poor is None else 1 - (self.recogniser.embed(poor, landmarks) * true_embedding).sum(dim=1)
         maps, embedding = self.recogniser.perceive(truth + luma(restored - truth), landmarks)
-        distances = [(unit_channels(a) - unit_channels(b)).abs().sum(dim=1).mean(dim=(1, 2))
-                     for a, b in zip(maps, true_maps, strict=True)]
+        distances = [self.distance(a, b) for a, b in zip(maps, true_maps, strict=True)]
         perceptual = torch.stack(distances).mean(dim=0)
         identity = 1 - (embedding * true_embedding).sum(dim=1)
         return RecogniserTerms(perceptual, identity if lost is None else lost * identity, lost, maps, true_maps)
+
+
+def direction_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference [B] of maps [B, C, h, w], each pixel's C numbers as a direction."""
+    return (unit_channels(a) - unit_channels(b)).abs().sum(dim=1).mean(dim=(1, 2))
 
 
 def unit_channels(x: Tensor) -> Tensor:

