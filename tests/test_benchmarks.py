@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_gpen import randomise
 
+from metagpen import load
 from metagpen.errors import ConfigError, MetagpenError
 from metagpen.evaluate import curve_report
 from metagpen.evaluate.curve import write_rows
@@ -292,6 +293,27 @@ def test_page_shows_the_committed_figures(name):
         return
     module = script(name.removesuffix("_512"))
     assert between == measure.both(json.loads(path.read_text()), module.page).strip()
+
+
+def test_sizes_runs_to_its_end(shared, monkeypatch, tmp_path, capsys):
+    """One person, one step, the embedded model and its networks grown; nothing is published."""
+    sizes = script("sizes")
+    monkeypatch.setattr(sizes, "RUNS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sizes.py", "--sizes", "64", "128", "256", "--shots", "1", "--inner", "1",
+                                      "--max-people", "1", "--max-queries", "2", "--workers", "1", "--dry"])
+    sizes.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1") or line.startswith("| 2")]
+    assert [line.split("|")[1:3] for line in lines] == [[" 128 ", " 1 "], [" 256 ", " 1 "]], "none given of 64 px"
+    grown = load(tmp_path.glob("256_*.safetensors").__next__())
+    assert grown.size == 256 and grown.rule is None and grown.bases is None
+
+
+def test_page_shows_the_committed_sizes():
+    sizes, measure = script("sizes"), script("measure")
+    begin, end = measure.markers("sizes")
+    between = sizes.PAGE.read_text().split(begin)[1].split(end)[0].strip()
+    rows = json.loads(sizes.RESULTS.read_text())["rows"] if sizes.RESULTS.exists() else []
+    assert between == (sizes.table(rows) if rows else "Not measured yet.")
 
 
 def test_first_light_runs_to_its_end(shared, monkeypatch, tmp_path):

@@ -62,7 +62,7 @@ class DistilConfig(Config):
     seed: int = 0
     threads: int = 1
     device: str = "cpu"  # random draws are the CPU's on every device
-    compile: bool = False  # fuse with torch.compile, which needs a C++ compiler: 1.8 times as fast on two CPU cores
+    compile: bool = False  # fuse with torch.compile, which needs a C++ compiler
     save_every: int = 200
     check_every: int = 200
 

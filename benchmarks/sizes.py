@@ -1,0 +1,105 @@
+"""Do the default rates hold without tuning, from 1 to 16 photos and for models of 64 to 512 px?
+
+`metagpen.adapt` as it is (`AdaptConfig`, no learned rule, random filters for the decoder's mixtures) with one model per
+size: the embedded one, its own networks grown to twice and four times the size (`metagpen.gpen.growth`: what they
+compute is what the smaller one computes, until steps change it), and, where `--small` names one, a model of 64 px.
+Faces of 16 px of val people of celeba_wild_256, by a recogniser that no loss used. Photos come from
+`$METAGPEN_SHARED`, or the folder `shared` beside this repository; what is finished is kept in runs/.
+
+    python benchmarks/sizes.py --small runs/base_128/size_64.safetensors
+        # writes benchmarks/results/sizes.json and the table in docs/adaptation.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import measure
+import torch
+
+from metagpen import load
+from metagpen.evaluate import curve_report, report
+from metagpen.evaluate.curve import CurveConfig, run_curve
+from metagpen.memory import keep_freed_memory
+from metagpen.model import MetaGPEN
+from metagpen.train import grow_to
+
+SCORER = "068"
+SCORING = measure.SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
+RESULTS = measure.RESULTS / "sizes.json"
+PAGE = measure.ROOT / "docs" / "adaptation.md"
+RUNS = measure.ROOT / "runs" / "sizes"
+SHOTS = (1, 4, 16)
+DEGRADATION, STEPS = "hard", 32
+
+
+def models(sizes: list[int], small: Path | None) -> dict[int, Path]:
+    """A file for each size, every one without a learned rule and filters of its own."""
+    found, begin = {}, {128: load("embedded")}
+    if small is not None:
+        begin[64] = load(small)
+    for size in sizes:
+        base = begin.get(size, begin[128])
+        plain = grow_to(MetaGPEN(base.gpen, base.start, base.card), size)
+        found[size] = RUNS / f"{size}_{base.fingerprint[:12]}.safetensors"
+        if not found[size].exists():
+            plain.save(found[size], torch.float32)
+    return found
+
+
+def measured(model: Path, arguments: argparse.Namespace) -> list[report.Row]:
+    photos = measure.SHARED / "photos"
+    config = CurveConfig.from_dict(dict(
+        model=str(model), data=str(photos / "celeba_wild_256"), split_file=str(measure.PEOPLE), split="val",
+        trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")], recognisers={SCORER: str(SCORING)},
+        degradations=[DEGRADATION], methods=["generic", "adapt"], shots=arguments.shots, steps=[arguments.inner],
+        steps_of={"adapt": [0, arguments.inner]}, schedule="per-run", max_people=arguments.max_people,
+        max_queries=arguments.max_queries, workers=arguments.workers, threads=1, device=arguments.device,
+        work_dir=str(RUNS / "curves")))  # fmt: skip
+    return curve_report.summary(run_curve(config)[0])
+
+
+def table(rows: list[report.Row]) -> str:
+    """Gains over the generic model by size and number of photos, after no step and after all."""
+    def gain(own: list[report.Row], metric: str, digits: int) -> list[str]:
+        return [report.gain_text(row, digits) for row in own if row["metric"] == metric]
+
+    lines = []
+    for size in sorted({row["size"] for row in rows}):
+        for shots in sorted({row["shots"] for row in rows if row["method"] == "adapt"}):
+            own = sorted((row for row in rows if (row["size"], row["shots"], row["method"]) == (size, shots, "adapt")),
+                         key=lambda row: row["steps"])
+            lines.append([str(size), str(shots), *gain(own, "identity", 3), *gain(own, "psnr", 2)])
+    steps = sorted({row["steps"] for row in rows if row["method"] == "adapt"})
+    return report.table(["px", "photos", *(f"identity, {n} steps" for n in steps), *(f"PSNR dB, {n} steps"
+                                                                                     for n in steps)], lines)
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512])
+    parser.add_argument("--small", type=Path, help="a model of 64 px; without one, that size is left out")
+    parser.add_argument("--shots", type=int, nargs="+", default=list(SHOTS))
+    parser.add_argument("--inner", type=int, default=STEPS, help="inner steps")
+    parser.add_argument("--max-people", type=int, default=6)
+    parser.add_argument("--max-queries", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dry", action="store_true", help="print the table; write nothing outside runs/")
+    arguments = parser.parse_args()
+    measure.need(measure.SHARED / "photos", SCORING)
+    sizes = [size for size in arguments.sizes if size != 64 or arguments.small]
+    rows = [{"size": size, **row} for size, file in models(sizes, arguments.small).items()
+            for row in measured(file, arguments)]
+    print(text := table(rows))
+    if arguments.dry:
+        return
+    report.write_json(RESULTS, rows, machine=report.machine())
+    report.write_text(PAGE, report.replace_between(PAGE.read_text(encoding="utf-8"), *measure.markers("sizes"), text))
+    print(f"written: {RESULTS.relative_to(measure.ROOT)}, {PAGE.relative_to(measure.ROOT)}")
+
+
+if __name__ == "__main__":
+    measure.run(main)
