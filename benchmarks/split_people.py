@@ -12,7 +12,6 @@ lowest between halves of one person's photos.
 from __future__ import annotations
 
 import argparse
-import csv
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,8 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from metagpen import recognise
-from metagpen.atomic import whole_file
-from metagpen.identities import PackedPhotos, load_people, pack, read_split
+from metagpen.identities import PackedPhotos, People, load_people, pack, split, write_split
 from metagpen.train import embed_all
 
 RECOGNISER = measure.SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
@@ -34,15 +32,23 @@ KEPT = {"celeba_wild_256": (36, 8), "lfw_176": (24, 8)}  # set: people, photos t
 TEST = {"lfw_176": (30, 12)}  # room for eight shots and four queries
 
 
-def drawn(counts: dict[tuple[str, str], int], taken: dict[tuple[str, str], str],
-          wanted: dict[str, tuple[int, int]], generator: torch.Generator) -> list[tuple[str, str]]:
-    """People still in training who have enough photos, drawn from each set."""
+def drawn(people: People, wanted: dict[str, tuple[int, int]], generator: torch.Generator) -> list[str]:
+    """People who have enough photos, drawn from each set."""
     chosen = []
-    for name, (people, photos) in wanted.items():
-        enough = sorted(key for key, count in counts.items()
-                        if key[0] == name and count >= photos and taken[key] == "train")
-        chosen += [enough[i] for i in torch.randperm(len(enough), generator=generator)[:people].tolist()]
+    for name, (count, photos) in wanted.items():
+        enough = sorted(one for one in people.min_photos(photos) if one.startswith(f"{name}/"))
+        chosen += [enough[i] for i in torch.randperm(len(enough), generator=generator)[:count].tolist()]
     return chosen
+
+
+def parts_of(people: People, file: Path) -> dict[str, People]:
+    """Train, kept, val and test of the merged sets."""
+    parts = split(people, file, strict=False)
+    generator = torch.Generator().manual_seed(0)
+    for part, wanted in (("test", TEST), ("kept", KEPT)):
+        parts[part] = parts["train"].select(drawn(parts["train"], wanted, generator))
+        parts["train"] = parts["train"].select(name for name in parts["train"] if name not in parts[part])
+    return parts
 
 
 def mean_embeddings(embeddings: Tensor, photos: PackedPhotos, every: slice = slice(None)) -> Tensor:
@@ -56,12 +62,7 @@ def main() -> None:
     console = Console()
     folder = measure.SHARED / "photos"
     people = load_people(*(folder / name for name in SETS))
-    listed = read_split(folder / "splits.csv")
-    counts = {tuple(name.split("/", 1)): len(photos) for name, photos in people.items()}
-    parts = {key: listed[key] for key in counts}
-    generator = torch.Generator().manual_seed(0)
-    for part, wanted in (("test", TEST), ("kept", KEPT)):
-        parts |= dict.fromkeys(drawn(counts, parts, wanted, generator), part)
+    parts = parts_of(people, folder / "splits.csv")
     with TemporaryDirectory() as cache:
         photos = pack(people, 128, Path(cache), workers=2)
         embeddings = embed_all(recognise.load(str(RECOGNISER)), photos, True, Path(cache))
@@ -70,14 +71,12 @@ def main() -> None:
     halves = (mean_embeddings(embeddings, photos, slice(0, None, 2))
               * mean_embeddings(embeddings, photos, slice(1, None, 2))).sum(1)
     console.print(f"one person's halves: lowest cosine {float(halves.min()):.2f}, median {float(halves.median()):.2f}")
-    of_part = {part: [i for i, name in enumerate(photos.names) if parts[tuple(name.split("/", 1))] == part]
-               for part in ("train", "kept", "val", "test")}
-    for one, other in combinations(of_part, 2):
-        console.print(f"{one} and {other}: highest cosine {float(alike[of_part[one]][:, of_part[other]].max()):.2f}")
-    with whole_file(measure.PEOPLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([["set", "id", "split"], *([*key, part] for key, part in sorted(parts.items()))])
-    for part, members in of_part.items():
-        console.print(f"{part}: {len(members)} people, {sum(len(people[photos.names[i]]) for i in members)} photos")
+    places = {part: [photos.names.index(name) for name in of] for part, of in parts.items()}
+    for one, other in combinations(places, 2):
+        console.print(f"{one} and {other}: highest cosine {float(alike[places[one]][:, places[other]].max()):.2f}")
+    write_split(parts, measure.PEOPLE)
+    for part, of in parts.items():
+        console.print(f"{part}: {len(of)} people, {sum(map(len, of.values()))} photos")
     console.print(f"done: {measure.PEOPLE}")
 
 
