@@ -24,6 +24,7 @@ from metagpen.devices import synchronise
 from metagpen.errors import DataError, MetagpenError
 from metagpen.evaluate import report
 from metagpen.memory import keep_freed_memory
+from metagpen.model import MetaGPEN
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -155,6 +156,14 @@ def milliseconds(row: Mapping[str, float], prefix: str = "") -> str:
     median, low, high = (1e3 * row[f"{prefix}seconds{end}"] for end in ("", "_low", "_high"))
     digits = 0 if median >= 100 else 1
     return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def without_rule(model: MetaGPEN, folder: Path, name: str) -> Path:
+    """The file `name` in the folder: the model without its learned rule and its filters."""
+    file = folder / f"{name}.safetensors"
+    if not file.exists():
+        MetaGPEN(model.gpen, model.start, model.card).save(file, torch.float32)
+    return file
 
 
 def need(*paths: Path) -> None:

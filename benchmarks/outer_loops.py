@@ -22,7 +22,6 @@ import json
 from pathlib import Path
 
 import measure
-import torch
 import yaml
 
 from metagpen import load
@@ -31,7 +30,6 @@ from metagpen.evaluate.curve import CurveConfig, run_curve
 from metagpen.memory import keep_freed_memory
 from metagpen.meta import OUTER_LOOPS
 from metagpen.meta.train import MetaConfig, meta_train
-from metagpen.model import MetaGPEN
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = measure.SHARED
@@ -47,10 +45,7 @@ LOOPS = [name for name in OUTER_LOOPS if name != "maml"]
 def base(model: str) -> Path:
     """The model without its learned rule, in a file: where every loop begins."""
     found = load(model)
-    file = RUNS / f"base_{found.fingerprint[:12]}.safetensors"
-    if not file.exists():
-        MetaGPEN(found.gpen, found.start, found.card).save(file, torch.float32)
-    return file
+    return measure.without_rule(found, RUNS, f"base_{found.fingerprint[:12]}")
 
 
 def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path, float]:
