@@ -623,8 +623,6 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
     console = Console()
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.compile:
-        torch._dynamo.config.recompile_limit = 64  # every depth, size and batch is a case of its own
     path = run_or_go_on(prepare(config), console, resume)
     console.print(f"done: {path}, contact sheets and log.jsonl beside it")
     return path

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..recognise import Recogniser
+from .fused import fused
 from .pixel import luma
 
 
@@ -38,7 +39,7 @@ class RecogniserLoss:
 
     def __init__(self, recogniser: Recogniser, compiled: bool = False):
         self.recogniser = recogniser
-        self.distance = torch.compile(direction_distance, dynamic=False) if compiled else direction_distance
+        self.distance = fused(direction_distance, compiled)
 
     def __call__(self, restored: Tensor, truth: Tensor, landmarks: Tensor | None = None,
                  poor: Tensor | None = None) -> RecogniserTerms:

