@@ -99,7 +99,9 @@ def same_run(place: str | Path, then: Mapping[str, Any], now: Mapping[str, Any],
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """{"a": [{"b": 1}, {"b": 2}]} -> {"a.0.b": 1, "a.1.b": 2}; lists of anything but mappings stay whole."""
+    if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]

@@ -113,7 +113,7 @@ def test_another_configuration_does_not_go_on(config):
     with pytest.raises(ConfigError, match="holds a run with seed = 0, now it is 1"):
         train.train(config.model_copy(update={"seed": 1}))
     changed = config.stages[0].model_copy(update={"lr": 1e-4})
-    with pytest.raises(ConfigError, match="stages"):
+    with pytest.raises(ConfigError, match=r"stages\.0\.lr = .*, now it is 0.0001;"):
         train.train(config.model_copy(update={"stages": [changed, config.stages[1]]}))
     train.train(config.model_copy(update={"sheet_every": 2}))  # a further stage, watched more often
     assert len(losses(config)) == 7
