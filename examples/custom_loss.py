@@ -62,7 +62,7 @@ def adapt_with(objective_type: type[Objective], model: metagpen.MetaGPEN, own: A
     recogniser = recognise.load(model.card["recogniser"])
     identity = mean_identities([own], recogniser)  # [1, E]
     config = config.for_model(model)
-    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), model.start(identity).detach())
+    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), model.guess(identity))
     objective = objective_type(model, config, recogniser, parameters["latent.offset"])
     optimiser, generator = new_optimiser(config.optimiser), torch.Generator().manual_seed(config.seed + 1)
     for step in range(config.steps):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .gpen import GPEN
+from .person.adapter import Parameters
 from .person.bases import DecoderBases
 from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
@@ -71,6 +72,13 @@ class MetaGPEN(nn.Module):
         whoever they show, [B, n_latent, style_dim] (see `person.start.Gate`). None, None without a start: everything,
         and nothing."""
         return (None, None) if self.gate is None else self.gate(images)
+
+    def guess(self, identities: Tensor) -> Parameters | None:
+        """Where people of these mean embeddings [P, E] begin, leading dimension P; None without a start. Mixtures only
+        where the model has filters of its own: they say nothing about others."""
+        if self.start is None:
+            return None
+        return self.start.guess(identities) if self.bases is not None else {"latent.offset": self.start(identities)}
 
     def bases_of(self, rank: int) -> list[Tensor] | None:
         """The shared filters [rank, in, 3, 3] of each styled convolution; None for rank 0.

@@ -92,6 +92,33 @@ def test_it_learns_a_rule_that_ships_and_that_adapt_follows(config, tiny_model, 
     assert plain.spec.tail_rank == 8
 
 
+def test_the_start_learns_to_guess_mixtures_without_an_inner_step(config, tmp_path, tiny_model, tiny_recogniser):
+    config = meta.MetaConfig.from_dict({
+        **config.model_dump(exclude_unset=True), "unroll": [0, 0], "start_mixtures": 3, "slow": ["bases.*"],
+        "lr_start": 1e-2, "lr_slow": 1e-2, "validate_part": "train",
+        "inner": {**config.inner.model_dump(exclude_unset=True), "decoder_rank": 2}})
+    model = MetaGPEN.from_file(meta.meta_train(config)).frozen()
+    assert model.start.mixtures.rank == 2 and model.start.mixtures.head.weight.any()
+    assert not torch.equal(model.bases.filters[0], DecoderBases.random(tiny_model.gpen, 2).filters[0].half().float())
+    assert all(dict(record)["gradient_rates"] == 0 for record in series(config).values())
+
+    photos = torch.rand(2, 3, 16, 16) * 2 - 1
+    person = adapt(model, photos, 0, recogniser=tiny_recogniser)
+    guess = model.guess(nn.functional.normalize(tiny_recogniser.embed(photos).mean(dim=0, keepdim=True), dim=1))
+    expected = model.rule.initial["decoder-1-up"] + guess["decoder.1.up"]
+    torch.testing.assert_close(person.parameters["decoder.1.up"], expected.detach(), atol=1e-3, rtol=1e-3)
+    plain = adapt(model, photos, 0, recogniser=tiny_recogniser, start=False)
+    torch.testing.assert_close(plain.parameters["decoder.1.up"][0], model.rule.initial["decoder-1-up"].detach(),
+                               atol=1e-3, rtol=1e-3)
+
+    go_on = config.model_copy(update={"base": str(config.output_dir / "ema.safetensors"),
+                                      "output_dir": tmp_path / "more", "unroll": None, "start_mixtures": 0})
+    assert MetaGPEN.from_file(meta.meta_train(go_on)).start.mixtures.rank == 2
+    without = {**config.model_dump(exclude_unset=True), "inner": AdaptConfig(steps=2, decoder_rank=0)}
+    with pytest.raises(ConfigError, match="start_mixtures: .*decoder_rank 0"):
+        meta.prepare(meta.MetaConfig.from_dict({**without, "slow": []}))
+
+
 def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
     whole = meta.meta_train(config)
     expected = series(config)

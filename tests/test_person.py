@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import metagpen
 from metagpen.errors import CheckpointError, ConfigError, PhotoError
 from metagpen.gpen import GPEN
 from metagpen.model import MetaGPEN
@@ -136,12 +137,44 @@ def test_an_ungated_person_is_let_in_whole_where_the_gate_is_shut(tiny_model):
 def test_start_offset_is_where_parameters_begin(tiny_model):
     config = tiny_model.gpen.config
     offset = torch.randn(2, config.n_latent, config.style_dim)
-    parameters = new_parameters(tiny_model.gpen, AdapterSpec(), 2, torch.Generator(), offset)
+    parameters = new_parameters(tiny_model.gpen, AdapterSpec(), 2, torch.Generator(), {"latent.offset": offset})
     assert torch.equal(parameters["latent.offset"], offset)
     images = torch.rand(2, 3, tiny_model.size, tiny_model.size)
     with torch.no_grad():
         torch.testing.assert_close(personal_forward(tiny_model.gpen, images, parameters, AdapterSpec()),
                                    tiny_model.gpen(images, offset), rtol=0, atol=1e-5)
+
+
+def with_mixtures(model, rank=4):
+    """The tiny model with filters of its own, and a start that guesses how much of them somebody takes."""
+    channels = [layer.conv.weight.shape[1] for layer in model.gpen.generator.styled]
+    start = IdentityStart(**model.start.config(), mixtures={"channels": channels, "rank": rank, "width": 3})
+    torch.nn.init.normal_(start.mixtures.head.weight, std=0.1)
+    return MetaGPEN(model.gpen, start, model.card, bases=DecoderBases.random(model.gpen, rank)).frozen()
+
+
+def test_a_start_that_guesses_mixtures_is_where_people_begin(tiny_model, tmp_path):
+    model = with_mixtures(tiny_model)
+    guess = model.guess(torch.randn(2, 8))
+    spec = AdapterSpec(tail_blocks=0, tail_rank=1, decoder_rank=4)
+    begun = new_parameters(model.gpen, spec, 2, torch.Generator(), guess)
+    assert {name for name in begun if begun[name].any()} - {"linear.weight.down"} == set(guess)
+    assert all(torch.equal(begun[name], value) for name, value in guess.items())
+
+    first = new_parameters(model.gpen, AdapterSpec(0, 1, decoder_rank=3), 2, torch.Generator(), guess)
+    assert torch.equal(first["decoder.1.up"], guess["decoder.1.up"][..., :3])
+    with pytest.raises(ConfigError, match="decoder_rank = 5: .* 4 filters"):
+        new_parameters(model.gpen, AdapterSpec(0, 1, decoder_rank=5), 2, torch.Generator(), guess)
+
+    again = metagpen.load(model.save(tmp_path / "model.safetensors", torch.float32))
+    assert torch.equal(again.guess(torch.ones(1, 8))["decoder.0.up"], model.guess(torch.ones(1, 8))["decoder.0.up"])
+
+
+def test_mixtures_are_guessed_of_the_models_own_filters_only(tiny_model):
+    model = with_mixtures(tiny_model)
+    assert set(MetaGPEN(model.gpen, model.start).guess(torch.randn(1, 8))) == {"latent.offset"}
+    assert set(model.start.grow().guess(torch.randn(1, 8))) == {"latent.offset"}
+    assert MetaGPEN(model.gpen).guess(torch.randn(1, 8)) is None
 
 
 def test_start_grows_with_the_model():

@@ -223,10 +223,10 @@ def bytes_per_person(model: MetaGPEN, config: AdaptConfig, recogniser: recognise
     """Memory of a gradient step per person: twice what the loss of one grey photo keeps for its gradients, the other
     half being for what is computed on the way."""
     grey = [album(torch.zeros(1, 3, model.size, model.size), model.size, model.device)]
-    offset = start_offset(model, grey, recogniser) if config.start and model.start is not None else None
-    begun = begin(model, config, 1, torch.Generator().manual_seed(0), offset)
+    guess = start_guess(model, grey, recogniser) if config.start else None
+    begun = begin(model, config, 1, torch.Generator().manual_seed(0), guess)
+    objective = Objective(model, config, recogniser, begun["latent.offset"].clone())
     parameters = {name: value.requires_grad_() for name, value in begun.items()}
-    objective = Objective(model, config, recogniser, offset)
     support = draw(grey, objective.degradation, config, [torch.Generator().manual_seed(0)])
     shared = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
     kept: dict[int, int] = {}
@@ -260,10 +260,10 @@ def describe(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogni
             "recogniser": recogniser.name if recogniser else None, "metagpen": __version__}
 
 
-def start_offset(model: MetaGPEN, albums: Sequence[Album], recogniser: recognise.Recogniser) -> Tensor:
-    """The identity-conditioned start: W+ offsets [P, L, D] from each album's mean embedding."""
+def start_guess(model: MetaGPEN, albums: Sequence[Album], recogniser: recognise.Recogniser) -> Parameters | None:
+    """The identity-conditioned start: the guess from each album's mean embedding; None where the model has no start."""
     with torch.no_grad():
-        return model.start(mean_identities(albums, recogniser))
+        return None if model.start is None else model.guess(mean_identities(albums, recogniser))
 
 
 @torch.no_grad()
@@ -280,9 +280,9 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     identities: `mean_identities` of the albums, which the start needs.
     """
     with torch.no_grad():
-        offset = model.start(identities) if config.start and model.start is not None else None
+        guess = model.guess(identities) if config.start and model.start is not None else None
     generator = torch.Generator().manual_seed(config.seed)
-    parameters = begin(model, config, len(albums), generator, offset)
+    parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])
     batches = [torch.Generator().manual_seed(config.seed + 1) for _ in albums]  # everybody draws alone
     optimiser = new_optimiser(config.optimiser)
@@ -300,11 +300,13 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
 
 
 def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Generator,
-          offset: Tensor | None) -> Parameters:
-    """Where `people` people begin, detached: as the learned rule says, or with zeros beside the start's offset."""
-    if not config.rule:
-        return new_parameters(model.gpen, config.spec, people, generator, offset)
-    return {name: value.detach().clone() for name, value in model.rule.begin(people, offset).items()}
+          guess: Parameters | None) -> Parameters:
+    """Where `people` people begin, detached: at the start's guess, and what the learned rule adds to it."""
+    if config.rule:
+        begun = model.rule.begin(people, guess)
+    else:
+        begun = new_parameters(model.gpen, config.spec, people, generator, guess)
+    return {name: value.detach().clone() for name, value in begun.items()}
 
 
 def step_rates(model: MetaGPEN, config: AdaptConfig, step: int, names: Iterable[str]) -> dict[str, Tensor | float]:

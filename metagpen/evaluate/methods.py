@@ -35,7 +35,7 @@ from metagpen.adaptation.loop import (
     default_recogniser,
     draw,
     inner_step,
-    start_offset,
+    start_guess,
     step_rates,
 )
 from metagpen.adaptation.optimise import new_optimiser
@@ -282,10 +282,8 @@ def adapted(lesson: Lesson, rule: bool | None = False, strength: float = 1.0, ga
     if rule and not model_has_rule(model):
         raise ConfigError("method meta: this model has no learned rule; name one from meta-train under meta_models")
     config = lesson.config.model_copy(update={"rule": rule}).for_model(model)
-    offset = None
-    if config.start and model.start is not None:
-        offset = start_offset(model, [lesson.album], lesson.recogniser)
-    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), offset)
+    guess = start_guess(model, [lesson.album], lesson.recogniser) if config.start else None
+    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), guess)
     objective = Objective(model, config, lesson.recogniser, parameters["latent.offset"])
 
     def restore(parameters: Parameters, images: Tensor) -> Tensor:

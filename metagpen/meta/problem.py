@@ -105,5 +105,10 @@ def through_the_steps(problem: Problem, engine: Engine, second_order: bool,
     return MetaGradient(loss.detach(), present(begin), [present(step) for step in by_step], list(found))
 
 
+def where_people_begin(problem: Problem) -> MetaGradient:
+    """Gradient of the query loss without an inner step, which is the same in all outer loops."""
+    return through_the_steps(problem, lambda problem, leaves, rates, second_order: [leaves], second_order=False)
+
+
 def present(gradients: dict[str, Tensor | None]) -> dict[str, Tensor]:
     return {name: value for name, value in gradients.items() if value is not None}

@@ -39,6 +39,7 @@ from ..model import MetaGPEN
 from ..person import Parameters, mean_identity
 from ..person.bases import DecoderBases
 from ..person.rule import InnerRule, RuleConfig
+from ..person.start import MixtureHead
 from ..train import (
     TAKE_ANOTHER,
     ema_with_warmup,
@@ -52,10 +53,12 @@ from ..train import (
 from ..weights import load
 from ..workers import finishing
 from . import ENGINES, OUTER_LOOPS, Problem, Progress
+from .problem import where_people_begin
 
 # What a resumed run may have otherwise: nothing that shaped its numbers so far.
-FREE_TO_CHANGE = {"output_dir", "device", "threads", "card", "save_every", "validate_every", "validate_people",
-                  "validate_queries", "validate_steps", "validate_degradations", "scorer", "meta_steps"}
+FREE_TO_CHANGE = {"output_dir", "device", "threads", "card", "save_every", "validate_every", "validate_part",
+                  "validate_people", "validate_queries", "validate_steps", "validate_degradations", "scorer",
+                  "meta_steps"}
 
 
 class OuterLoss(Config):
@@ -89,7 +92,8 @@ class QueryObjective(Objective):
 
 
 class MetaConfig(Config):
-    """`metagpen meta-train`. `data`: folders of people; `split`: CSV that marks people as train (or `part`) and val.
+    """`metagpen meta-train`. `data`: folders of people; `split`: CSV that marks who learns (`part`) and who is watched
+    (`validate_part`).
 
     `inner`: the inner loss and its degradations, the adapter's shape, and the rates and optimiser to begin from (its
     `steps` is how many the rule has rates for). `people`: per process and meta-step.
@@ -113,12 +117,16 @@ class MetaConfig(Config):
     outer: OuterLoss = OuterLoss()
     unroll: tuple[int, int] | None = Field(None, description="fewest and most inner steps that are trained through, "
                                                               "drawn per meta-step, even on a logarithmic scale; "
-                                                              "default: always inner.steps")
+                                                              "default: always inner.steps; [0, 0]: none, where "
+                                                              "people begin is judged at once, at a fraction of the "
+                                                              "cost")
     people: int = Field(4, gt=0)
     shots: tuple[int, int] = (1, 8)
     queries: int = Field(4, gt=0)
     min_query_side: int = Field(0, description="native pixels that a query photo must have")
     learn_start: bool = True
+    start_mixtures: int = Field(0, ge=0, description="width of the layer from which a start that sets offsets alone "
+                                                     "learns to guess the decoder's mixtures too; 0: it does not")
     slow: list[str] = Field([], description="patterns of names of shared weights to learn too, e.g. "
                                             "bases.*, gpen.generator.*.modulation.*, start.gate.slope")
     meta_steps: int = Field(1000, gt=0)
@@ -137,6 +145,7 @@ class MetaConfig(Config):
     threads: int | None = None
     save_every: int = 50
     validate_every: int = 200
+    validate_part: str = Field("val", description="of the split, who is watched")
     validate_people: int = 8
     validate_queries: int = 6
     validate_steps: list[int] = Field([], description="inner steps to validate at; default: none and inner.steps; "
@@ -195,14 +204,25 @@ class Trainer:
             "loop": config.loop, "first_order": config.first_order, "inner_steps": config.inner.steps,
             "part": config.part, "people": len(self.data.photos.names), "photos": len(self.data.photos),
             "loss_recogniser": self.in_losses.name}}
+        if config.start_mixtures and model.start is not None and model.start.mixtures is None:
+            model.start.mixtures = self._new_mixtures(model)
         return MetaGPEN(model.gpen, model.start, card, rule, bases).requires_grad_(False)
+
+    def _new_mixtures(self, model: MetaGPEN) -> MixtureHead:
+        rank = self.config.inner.decoder_rank
+        if not rank:
+            raise ConfigError("start_mixtures: with inner.decoder_rank 0 people have no mixtures; give it a rank")
+        torch.manual_seed(self.config.seed)
+        channels = [layer.conv.weight.shape[1] for layer in model.gpen.generator.styled]
+        return MixtureHead(model.start.hidden, channels, rank, self.config.start_mixtures)
 
     def _eligible(self) -> list[tuple[Tensor, Tensor]]:
         """Of everybody who can be an episode: all photos, and those that may be queries."""
         config, photos = self.config, self.data.photos
         least = config.shots[0]
+        none = (0, 0)  # steps: only where people begin is learned
         for name, (low, high) in {"shots": config.shots, "unroll": config.unroll or (1, 1)}.items():
-            if not 1 <= low <= high:
+            if not 1 <= low <= high and not (name == "unroll" and (low, high) == none):
                 raise ConfigError(f"{name}: {[low, high]} is no range; give [smallest, largest] from 1 up")
         sharp = photos.source_side.nan_to_num(nan=float("inf")) >= config.min_query_side
         found, order = [], torch.argsort(photos.person, stable=True)
@@ -229,7 +249,7 @@ class Trainer:
             if self.model.start is None:
                 raise ConfigError(f"learn_start: the base {config.base} has no start; set learn_start to false")
             groups["start"] = {name: value for name, value in self.model.named_parameters()
-                               if name.startswith(("start.body.", "start.head."))}
+                               if name.startswith(("start.body.", "start.head.", "start.mixtures."))}
             taken |= set(groups["start"])
         for pattern in config.slow:
             matching = {name: value for name, value in self.model.named_parameters()
@@ -266,10 +286,8 @@ class Trainer:
             generators.append(generator)
         steps = self.inner_steps(step)
         batches = [draw(albums, inner_objective.degradation, config.inner, generators) for _ in range(steps)]
-        offset = None
-        if self.model.start is not None and config.inner.start:
-            offset = self.model.start(torch.stack(identities).to(self.device))
-        begin = self.model.rule.begin(config.people, offset)
+        guess = self.model.guess(torch.stack(identities).to(self.device)) if config.inner.start else None
+        begin = self.model.rule.begin(config.people, guess)
         inner_objective.origin = begin["latent.offset"].detach()
         return Problem(inner_objective, self.query_objective, batches,
                        tuple(torch.cat(part).to(self.device) for part in zip(*query, strict=True)), begin,
@@ -280,6 +298,8 @@ class Trainer:
         if self.config.unroll is None:
             return self.config.inner.steps
         fewest, most = self.config.unroll
+        if most == 0:
+            return 0
         place = torch.rand((), generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)).item()
         return min(most, int(fewest * ((most + 1) / fewest) ** place))
 
@@ -287,7 +307,10 @@ class Trainer:
         """Fills `.grad` of everything learned with the mean over all processes' people; returns the outer loss."""
         problem = self.problem(step)
         second_order = not self.config.first_order
-        found = self.loop.gradient(problem, self.engine, Progress(step / self.config.meta_steps, second_order))
+        if problem.support:
+            found = self.loop.gradient(problem, self.engine, Progress(step / self.config.meta_steps, second_order))
+        else:
+            found = where_people_begin(problem)
         self.optimiser.zero_grad(set_to_none=True)
         outputs = [problem.begin[name] for name in found.begin]
         inwards = list(found.begin.values())
@@ -479,21 +502,22 @@ def prepare(config: MetaConfig) -> Trainer:
         raise ConfigError(f"base: the start of {config.base} reads embeddings of {model.start.embedding_dim} numbers, "
                           f"its recogniser '{name}' gives {recogniser.dim}")
     parts = split(load_people(*config.data, layout=config.layout), config.split)
-    for part in (config.part, "val"):
+    for part in (config.part, config.validate_part):
         if part not in parts:
             raise DataError(f"{config.split}: no person of these folders is marked '{part}'")
     cache = Path(config.output_dir) / "cache"
     photos = pack(parts[config.part], config.pack_size or model.size, cache, workers=2)
     if photos.size != model.size:
         raise ConfigError(f"pack_size: the base restores {model.size} px, not {photos.size}")
-    watched = tasks.measurable(parts["val"], config.shots[1], model.size, [config.seed], config.validate_queries)
+    watched = tasks.measurable(parts[config.validate_part], config.shots[1], model.size, [config.seed],
+                               config.validate_queries)
     data = Data(photos, embed_all(recogniser, photos, config.inner.bf16, cache), watched)
     in_losses = recognise.load(config.loss_recogniser, device=config.device) if config.loss_recogniser else recogniser
     scorer = recognise.load(config.scorer, device=config.device) if config.scorer else recogniser
     trainer = Trainer(config, data, model, recogniser, in_losses, scorer)
     if not watched:
-        raise DataError(f"validation: no person marked val has {config.shots[1]} photos to learn from and two more of "
-                        f"{model.size} native px; lower shots or add photos")
+        raise DataError(f"validation: no person marked {config.validate_part} has {config.shots[1]} photos to learn "
+                        f"from and two more of {model.size} native px; lower shots or add photos")
     return trainer
 
 

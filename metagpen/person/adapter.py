@@ -59,8 +59,8 @@ def tail_indices(gpen: GPEN, spec: AdapterSpec) -> list[int]:
 
 
 def new_parameters(gpen: GPEN, spec: AdapterSpec, people: int, generator: torch.Generator,
-                   offset: Tensor | None = None) -> Parameters:
-    """Parameters of `people` people who are nobody yet, or start at W+ `offset` [P, L, D].
+                   guess: Parameters | None = None) -> Parameters:
+    """Parameters of `people` people who are nobody yet, or begin at a guess (`MetaGPEN.guess`).
 
     Low-rank factors begin as LoRA's do (Hu et al. 2022): `down` random and the same for everyone, `up` zero.
     """
@@ -76,7 +76,7 @@ def new_parameters(gpen: GPEN, spec: AdapterSpec, people: int, generator: torch.
         down = torch.randn(rank, columns, generator=generator) / math.sqrt(rank)  # equalised weights are of order 1
         return {f"{name}.up": zeros(rows, rank), f"{name}.down": down.to(device).repeat(people, 1, 1)}
 
-    parameters = {"latent.offset": zeros(latents, dim) if offset is None else offset.detach().clone()}
+    parameters = {"latent.offset": zeros(latents, dim)}
     if spec.latent_rank:
         down = torch.randn(latents, spec.latent_rank, dim, generator=generator) / math.sqrt(dim)
         parameters["latent.up"] = zeros(latents, dim, spec.latent_rank)
@@ -92,7 +92,20 @@ def new_parameters(gpen: GPEN, spec: AdapterSpec, people: int, generator: torch.
     if spec.decoder_rank:
         for k, layer in enumerate(gpen.generator.styled):
             parameters[f"decoder.{k}.up"] = zeros(layer.conv.weight.shape[1], spec.decoder_rank)
-    return parameters
+    return guessed(parameters, guess)
+
+
+def guessed(parameters: Parameters, guess: Parameters | None) -> Parameters:
+    """Parameters moved by what a start guesses of them. Of mixtures of more filters than the people have, the first
+    ones count; raises ConfigError for mixtures of fewer."""
+    moved = dict(parameters)
+    for name in parameters.keys() & (guess or {}).keys():
+        value, own = parameters[name], guess[name]
+        if own.shape[-1] < value.shape[-1]:
+            raise ConfigError(f"decoder_rank = {value.shape[-1]}: the model's start guesses mixtures of "
+                              f"{own.shape[-1]} filters; ask for at most that many")
+        moved[name] = value + own[..., :value.shape[-1]]
+    return moved
 
 
 def expand(parameters: Parameters, name: str, shape: torch.Size) -> Tensor:

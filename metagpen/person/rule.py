@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..gpen import GPEN
 from ..schedule import warmup_cosine
-from .adapter import AdapterSpec, Parameters, new_parameters
+from .adapter import AdapterSpec, Parameters, guessed, new_parameters
 
 KINDS = ("latent.", "tail.", "linear.", "decoder.")
 
@@ -75,13 +75,10 @@ class InnerRule(nn.Module):
         """Names of the tensors that inner steps change."""
         return [name for name in self.names if name.startswith(self.config.moving)]
 
-    def begin(self, people: int, offset: Tensor | None = None) -> Parameters:
-        """Where `people` people begin: [people, ...] each; `offset` [people, L, D] is what the start says."""
-        parameters = {name: self.initial[key(name)].expand(people, *self.initial[key(name)].shape)
-                      for name in self.names}
-        if offset is not None:
-            parameters["latent.offset"] = parameters["latent.offset"] + offset
-        return parameters
+    def begin(self, people: int, guess: Parameters | None = None) -> Parameters:
+        """Where `people` people begin: [people, ...] each, on top of what the start guesses (`MetaGPEN.guess`)."""
+        return guessed({name: self.initial[key(name)].expand(people, *self.initial[key(name)].shape)
+                        for name in self.names}, guess)
 
     def rates(self, step: int, steps: int) -> dict[str, Tensor]:
         """Rates of step 0 <= `step` < `steps`, by name, of shapes that broadcast against the parameters'

@@ -1,16 +1,21 @@
 """The identity-conditioned start: from who the person is to where the latent adapter begins.
 
 A small hypernetwork maps the mean recogniser embedding of a person's photos to one W+ offset per decoder layer. It is
-trained together with the base, the identity left out part of the time, so it makes zero gradient steps personal.
+trained together with the base, the identity left out part of the time, so it makes zero gradient steps personal. An
+outer loop can teach it to guess the decoder's mixtures too.
 Beside it a gate sees from the degraded photo how much it leaves open: a photo that shows who it is needs no help,
 and would only be pulled away from the truth.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .adapter import Parameters
 
 
 class Gate(nn.Module):
@@ -72,10 +77,37 @@ def band_statistics(images: Tensor, bands: int) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-class IdentityStart(nn.Module):
-    """Identity [P, embedding_dim] (unit norm) -> W+ offsets from nobody [P, n_latent, style_dim]."""
+class MixtureHead(nn.Module):
+    """Features of an identity [P, hidden] -> how much of each of the `rank` shared filters every channel of every
+    decoder layer takes, `decoder.{k}.up` [P, channels[k], rank]. It begins at zero.
 
-    def __init__(self, embedding_dim: int = 256, n_latent: int = 12, style_dim: int = 512, hidden: int = 256):
+    A network that guesses low-rank weight differences from a face is HyperDreamBooth's (Ruiz et al. 2023); here they
+    are mixtures of filters that all people share, few enough for one linear layer behind a bottleneck of `width`.
+    """
+
+    def __init__(self, hidden: int, channels: Sequence[int], rank: int, width: int):
+        super().__init__()
+        self.channels, self.rank, self.width = list(channels), rank, width
+        self.narrow = nn.Linear(hidden, width)
+        self.head = nn.Linear(width, sum(channels) * rank)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, features: Tensor) -> Parameters:
+        mixtures = self.head(self.narrow(features)).unflatten(1, (-1, self.rank)).split(self.channels, dim=1)
+        return {f"decoder.{k}.up": own for k, own in enumerate(mixtures)}
+
+    def config(self) -> dict[str, Any]:
+        return {"channels": self.channels, "rank": self.rank, "width": self.width}
+
+
+class IdentityStart(nn.Module):
+    """Identity [P, embedding_dim] (unit norm) -> W+ offsets from nobody [P, n_latent, style_dim].
+
+    `mixtures`, the arguments of a `MixtureHead` but its first, or None: whether it guesses those too (`guess`)."""
+
+    def __init__(self, embedding_dim: int = 256, n_latent: int = 12, style_dim: int = 512, hidden: int = 256,
+                 mixtures: dict[str, Any] | None = None):
         super().__init__()
         self.embedding_dim, self.n_latent, self.style_dim, self.hidden = embedding_dim, n_latent, style_dim, hidden
         self.body = nn.Sequential(nn.Linear(embedding_dim, hidden), nn.LeakyReLU(0.2))
@@ -83,18 +115,32 @@ class IdentityStart(nn.Module):
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(hidden))
         nn.init.zeros_(self.head.bias)
         self.gate = Gate(n_latent, style_dim)
+        self.mixtures = None if mixtures is None else MixtureHead(hidden, **mixtures)
+
+    def features(self, identity: Tensor) -> Tensor:
+        # unit vectors have components of about 1/sqrt(dim); bring them to unit variance
+        return self.body(identity * math.sqrt(self.embedding_dim))
 
     def forward(self, identity: Tensor) -> Tensor:
-        # unit vectors have components of about 1/sqrt(dim); bring them to unit variance
-        hidden = self.body(identity * math.sqrt(self.embedding_dim))
-        return self.head(hidden).reshape(-1, self.n_latent, self.style_dim)
+        return self.offsets(self.features(identity))
 
-    def config(self) -> dict:
-        return {"embedding_dim": self.embedding_dim, "n_latent": self.n_latent, "style_dim": self.style_dim,
-                "hidden": self.hidden}
+    def offsets(self, features: Tensor) -> Tensor:
+        return self.head(features).unflatten(1, (self.n_latent, self.style_dim))
+
+    def guess(self, identity: Tensor) -> Parameters:
+        """All that it says about the parameters of these people: the offsets, and the mixtures if it has a head."""
+        features = self.features(identity)
+        return {"latent.offset": self.offsets(features), **(self.mixtures(features) if self.mixtures else {})}
+
+    def config(self) -> dict[str, Any]:
+        """What rebuilds it; `mixtures` only where it has them, so that files without stay as they were."""
+        shape = {"embedding_dim": self.embedding_dim, "n_latent": self.n_latent, "style_dim": self.style_dim,
+                 "hidden": self.hidden}
+        return shape if self.mixtures is None else {**shape, "mixtures": self.mixtures.config()}
 
     def grow(self) -> "IdentityStart":
-        """The start of a model of twice the size: two more latents, which begin as the last one's copies."""
+        """The start of a model of twice the size: two more latents, which begin as the last one's copies. It guesses
+        no mixtures: their filters stay behind with the smaller model."""
         grown = IdentityStart(self.embedding_dim, self.n_latent + 2, self.style_dim, self.hidden)
         with torch.no_grad():
             for name, mine in grown.state_dict().items():
