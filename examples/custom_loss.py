@@ -16,7 +16,7 @@ from torch import Tensor
 import metagpen
 from metagpen import degrade, recognise
 from metagpen.adaptation import AdaptConfig, Album, album
-from metagpen.adaptation.loop import Objective, begin, draw, inner_step, mean_identities, step_rates
+from metagpen.adaptation.loop import Objective, begin, draw, inner_step, mean_identities, start_guess, step_rates
 from metagpen.adaptation.optimise import new_optimiser
 from metagpen.album import OWN_ALBUM
 from metagpen.evaluate.report import contact_sheet
@@ -60,9 +60,9 @@ def adapt_with(objective_type: type[Objective], model: metagpen.MetaGPEN, own: A
                config: AdaptConfig) -> metagpen.Person:
     """`metagpen.adapt` with another objective."""
     recogniser = recognise.load(model.card["recogniser"])
-    identity = mean_identities([own], recogniser)  # [1, E]
+    identity, guess = mean_identities([own], recogniser), start_guess(model, [own], recogniser)  # [1, E]
     config = config.for_model(model)
-    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), model.guess(identity))
+    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), guess)
     objective = objective_type(model, config, recogniser, parameters["latent.offset"])
     optimiser, generator = new_optimiser(config.optimiser), torch.Generator().manual_seed(config.seed + 1)
     for step in range(config.steps):

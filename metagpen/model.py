@@ -73,12 +73,20 @@ class MetaGPEN(nn.Module):
         and nothing."""
         return (None, None) if self.gate is None else self.gate(images)
 
-    def guess(self, identities: Tensor) -> Parameters | None:
-        """Where people of these mean embeddings [P, E] begin, leading dimension P; None without a start. Mixtures only
-        where the model has filters of its own: they say nothing about others."""
+    def guess(self, identities: Tensor, appearances: Tensor | None = None) -> Parameters | None:
+        """Where people of these mean embeddings [P, E] and, if the start looks at them, mean w [P, D] of their photos
+        begin, leading dimension P; None without a start. Mixtures only where the model has filters of its own: they say
+        nothing about others."""
         if self.start is None:
             return None
-        return self.start.guess(identities) if self.bases is not None else {"latent.offset": self.start(identities)}
+        guess = self.start.guess(identities, appearances)
+        return guess if self.bases is not None else {"latent.offset": guess["latent.offset"]}
+
+    def appearance(self, images: Tensor) -> Tensor | None:
+        """w [B, D] of a person's own aligned photos [B, 3, S, S]; None where no start looks at it."""
+        if self.start is None or self.start.appearance is None:
+            return None
+        return self.gpen.encode(images.to(memory_format=torch.channels_last))[1]
 
     def bases_of(self, rank: int) -> list[Tensor] | None:
         """The shared filters [rank, in, 3, 3] of each styled convolution; None for rank 0.

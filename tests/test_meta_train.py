@@ -119,6 +119,24 @@ def test_the_start_learns_to_guess_mixtures_without_an_inner_step(config, tmp_pa
         meta.prepare(meta.MetaConfig.from_dict({**without, "slow": []}))
 
 
+def test_the_start_learns_to_look_at_the_photos(config, tiny_model, tiny_recogniser):
+    config = meta.MetaConfig.from_dict({**config.model_dump(exclude_unset=True), "unroll": [0, 0], "shots": [2, 2],
+                                        "start_appearance": True, "lr_start": 1e-2})
+    trainer = meta.prepare(config)
+    assert trainer.data.appearances.shape == (16, 16)  # of 16 photos
+    model = MetaGPEN.from_file(meta.meta_train(config)).frozen()
+    assert model.start.appearance.weight.any()
+
+    photos = torch.rand(2, 3, 16, 16) * 2 - 1
+    identity = nn.functional.normalize(tiny_recogniser.embed(photos).mean(dim=0, keepdim=True), dim=1)
+    guess = model.guess(identity, model.appearance(photos).mean(dim=0, keepdim=True))
+    person = adapt(model, photos, 0, recogniser=tiny_recogniser)
+    expected = model.rule.initial["latent-offset"] + guess["latent.offset"]
+    torch.testing.assert_close(person.parameters["latent.offset"], expected.detach(), atol=1e-3, rtol=1e-3)
+    with pytest.raises(ConfigError, match="slow: gpen.generator.style.1.bias makes the w that the start looks at"):
+        meta.prepare(config.model_copy(update={"slow": ["gpen.generator.style.1.*"]}))
+
+
 def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
     whole = meta.meta_train(config)
     expected = series(config)

@@ -177,6 +177,24 @@ def test_mixtures_are_guessed_of_the_models_own_filters_only(tiny_model):
     assert MetaGPEN(model.gpen).guess(torch.randn(1, 8)) is None
 
 
+def test_a_start_that_looks_at_the_photos_begins_as_one_that_does_not(tiny_model, tmp_path):
+    start = IdentityStart(**tiny_model.start.config(), appearance=True)
+    start.load_state_dict(tiny_model.start.state_dict(), strict=False)
+    model = MetaGPEN(tiny_model.gpen, start, tiny_model.card).frozen()
+    identity, photos = torch.randn(2, 8), torch.rand(2, 3, 16, 16) * 2 - 1
+    seen = model.appearance(photos)
+    torch.testing.assert_close(seen, tiny_model.gpen.encode(photos)[1])
+    assert tiny_model.appearance(photos) is None
+    torch.testing.assert_close(model.guess(identity, seen), tiny_model.guess(identity))
+
+    torch.nn.init.normal_(start.appearance.weight)
+    own = model.guess(identity, seen)["latent.offset"]
+    assert not torch.allclose(own, model.guess(identity)["latent.offset"])
+    again = metagpen.load(model.save(tmp_path / "model.safetensors", torch.float32))
+    assert torch.equal(again.guess(identity, seen)["latent.offset"], own)
+    torch.testing.assert_close(start.grow().guess(identity, seen)["latent.offset"][:, :own.shape[1]], own)
+
+
 def test_start_grows_with_the_model():
     start = IdentityStart(8, 4, 16, 8)
     identity = torch.randn(2, 8)

@@ -263,7 +263,9 @@ def describe(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogni
 def start_guess(model: MetaGPEN, albums: Sequence[Album], recogniser: recognise.Recogniser) -> Parameters | None:
     """The identity-conditioned start: the guess from each album's mean embedding; None where the model has no start."""
     with torch.no_grad():
-        return None if model.start is None else model.guess(mean_identities(albums, recogniser))
+        if model.start is None:
+            return None
+        return model.guess(mean_identities(albums, recogniser), mean_appearances(model, albums))
 
 
 @torch.no_grad()
@@ -273,6 +275,15 @@ def mean_identities(albums: Sequence[Album], recogniser: recognise.Recogniser) -
         a.crops.split(32), a.landmarks.split(32), strict=True)])) for a in albums])
 
 
+@torch.no_grad()
+def mean_appearances(model: MetaGPEN, albums: Sequence[Album]) -> Tensor | None:
+    """Each album's mean w [P, D]; None where the model's start does not look at it."""
+    if model.start.appearance is None:
+        return None
+    return torch.stack([torch.cat([model.appearance(crops) for crops in own.crops.split(32)]).mean(dim=0)
+                        for own in albums])
+
+
 def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogniser: recognise.Recogniser | None,
           identities: Tensor | None, progress: bool = False) -> Parameters:
     """The inner loop for P people at once; parameters with leading dimension P, detached.
@@ -280,7 +291,9 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     identities: `mean_identities` of the albums, which the start needs.
     """
     with torch.no_grad():
-        guess = model.guess(identities) if config.start and model.start is not None else None
+        guess = None
+        if config.start and model.start is not None:
+            guess = model.guess(identities, mean_appearances(model, albums))
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])

@@ -39,7 +39,7 @@ from ..model import MetaGPEN
 from ..person import Parameters, mean_identity
 from ..person.bases import DecoderBases
 from ..person.rule import InnerRule, RuleConfig
-from ..person.start import MixtureHead
+from ..person.start import IdentityStart, MixtureHead
 from ..train import (
     TAKE_ANOTHER,
     ema_with_warmup,
@@ -127,6 +127,8 @@ class MetaConfig(Config):
     learn_start: bool = True
     start_mixtures: int = Field(0, ge=0, description="width of the layer from which a start that sets offsets alone "
                                                      "learns to guess the decoder's mixtures too; 0: it does not")
+    start_appearance: bool = Field(False, description="whether a start that sees embeddings alone learns to look at "
+                                                      "the encoder's mean w of the photos too")
     slow: list[str] = Field([], description="patterns of names of shared weights to learn too, e.g. "
                                             "bases.*, gpen.generator.*.modulation.*, start.gate.slope")
     meta_steps: int = Field(1000, gt=0)
@@ -157,11 +159,13 @@ class MetaConfig(Config):
 
 @dataclass
 class Data:
-    """Packed training photos with their embeddings, and the people that are watched."""
+    """Packed training photos with their embeddings and, if the start is to look at it, their w; and the people that
+    are watched."""
 
     photos: PackedPhotos
     embeddings: Tensor
     watched: People
+    appearances: Tensor | None = None
 
 
 class Trainer:
@@ -176,6 +180,8 @@ class Trainer:
         self.loop, self.engine = choose(OUTER_LOOPS, "loop", config.loop), choose(ENGINES, "engine", config.engine)
         self.step, self.best = 0, float("-inf")
         self.model = self._with_rule(model).to(self.device)
+        if self.model.start is not None and self.model.start.appearance is not None and data.appearances is None:
+            data.appearances = see_all(self.model, data.photos)
         self.query_objective = QueryObjective(self.model, outer_config(config), in_losses, config.outer.lpips,
                                               VGGLoss().to(self.device) if config.outer.lpips else None)
         self.places = self._eligible()
@@ -206,6 +212,8 @@ class Trainer:
             "loss_recogniser": self.in_losses.name}}
         if config.start_mixtures and model.start is not None and model.start.mixtures is None:
             model.start.mixtures = self._new_mixtures(model)
+        if config.start_appearance and model.start is not None and model.start.appearance is None:
+            model.start.appearance = IdentityStart(**model.start.config(), appearance=True).appearance
         return MetaGPEN(model.gpen, model.start, card, rule, bases).requires_grad_(False)
 
     def _new_mixtures(self, model: MetaGPEN) -> MixtureHead:
@@ -249,7 +257,8 @@ class Trainer:
             if self.model.start is None:
                 raise ConfigError(f"learn_start: the base {config.base} has no start; set learn_start to false")
             groups["start"] = {name: value for name, value in self.model.named_parameters()
-                               if name.startswith(("start.body.", "start.head.", "start.mixtures."))}
+                               if name.startswith(("start.body.", "start.head.", "start.mixtures.",
+                                                "start.appearance."))}
             taken |= set(groups["start"])
         for pattern in config.slow:
             matching = {name: value for name, value in self.model.named_parameters()
@@ -260,6 +269,11 @@ class Trainer:
         for own in groups.values():
             for value in own.values():
                 value.requires_grad_(True)
+        moving = sorted(name for name in groups["slow"] if name.startswith(("gpen.ecd", "gpen.final_linear.",
+                                                                            "gpen.generator.style.")))
+        if moving and self.data.appearances is not None:
+            raise ConfigError(f"slow: {moving[0]} makes the w that the start looks at, which is computed once; take it "
+                              "out")
         return groups
 
     # -- one meta-step ----------------------------------------------------------------------------------------
@@ -267,7 +281,7 @@ class Trainer:
     def problem(self, step: int) -> Problem:
         """The episodes of a step: everybody in this process' places of the meta-batch draws alone."""
         config, photos = self.config, self.data.photos
-        albums, generators, identities, query = [], [], [], []
+        albums, generators, identities, appearances, query = [], [], [], [], []
         inner_objective = Objective(self.model, config.inner, self.recogniser, None)  # as whoever adapts will have it
         for place in range(self.rank * config.people, (self.rank + 1) * config.people):
             generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 65_537 + place)
@@ -283,10 +297,15 @@ class Trainer:
             query.append((truth, inner_objective.degradation(truth, generator), photos.landmarks[candidates]))
             albums.append(Album(photos.batch(support).to(self.device), photos.landmarks[support].to(self.device)))
             identities.append(mean_identity(self.data.embeddings[support]))
+            if self.data.appearances is not None:
+                appearances.append(self.data.appearances[support].mean(dim=0))
             generators.append(generator)
         steps = self.inner_steps(step)
         batches = [draw(albums, inner_objective.degradation, config.inner, generators) for _ in range(steps)]
-        guess = self.model.guess(torch.stack(identities).to(self.device)) if config.inner.start else None
+        guess = None
+        if config.inner.start:
+            seen = torch.stack(appearances).to(self.device) if appearances else None
+            guess = self.model.guess(torch.stack(identities).to(self.device), seen)
         begin = self.model.rule.begin(config.people, guess)
         inner_objective.origin = begin["latent.offset"].detach()
         return Problem(inner_objective, self.query_objective, batches,
@@ -464,6 +483,13 @@ class Trainer:
 def outer_config(config: MetaConfig) -> AdaptConfig:
     """The query's loss as an objective: its own weights, and nothing that holds people back."""
     return config.inner.model_copy(update={**config.outer.model_dump(exclude={"lpips"}), "latent_norm": 0.0})
+
+
+@torch.no_grad()
+def see_all(model: MetaGPEN, photos: PackedPhotos, batch: int = 64) -> Tensor:
+    """What the start sees of the appearance [N, D] on all packed photos, by the model where it lies."""
+    return torch.cat([model.appearance(photos.batch(index).to(model.device)).cpu()
+                      for index in torch.arange(len(photos)).split(batch)])
 
 
 def choose(table: dict[str, Any], key: str, name: str) -> Any:

@@ -104,10 +104,13 @@ class MixtureHead(nn.Module):
 class IdentityStart(nn.Module):
     """Identity [P, embedding_dim] (unit norm) -> W+ offsets from nobody [P, n_latent, style_dim].
 
-    `mixtures`, the arguments of a `MixtureHead` but its first, or None: whether it guesses those too (`guess`)."""
+    mixtures: the arguments of a `MixtureHead` but its first, or None: whether it guesses those too (`guess`).
+    appearance: whether it also looks at the mean w that the encoder has for the person's photos. It can show hair, skin
+    and age, which an embedding made to tell people apart in any light, and at any age, is trained to overlook.
+    """
 
     def __init__(self, embedding_dim: int = 256, n_latent: int = 12, style_dim: int = 512, hidden: int = 256,
-                 mixtures: dict[str, Any] | None = None):
+                 mixtures: dict[str, Any] | None = None, appearance: bool = False):
         super().__init__()
         self.embedding_dim, self.n_latent, self.style_dim, self.hidden = embedding_dim, n_latent, style_dim, hidden
         self.body = nn.Sequential(nn.Linear(embedding_dim, hidden), nn.LeakyReLU(0.2))
@@ -116,10 +119,17 @@ class IdentityStart(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.gate = Gate(n_latent, style_dim)
         self.mixtures = None if mixtures is None else MixtureHead(hidden, **mixtures)
+        self.appearance = nn.Linear(style_dim, hidden, bias=False) if appearance else None
+        if appearance:
+            nn.init.zeros_(self.appearance.weight)
 
-    def features(self, identity: Tensor) -> Tensor:
+    def features(self, identity: Tensor, appearance: Tensor | None = None) -> Tensor:
+        linear, activation = self.body
         # unit vectors have components of about 1/sqrt(dim); bring them to unit variance
-        return self.body(identity * math.sqrt(self.embedding_dim))
+        seen = linear(identity * math.sqrt(self.embedding_dim))
+        if self.appearance is not None and appearance is not None:
+            seen = seen + self.appearance(appearance)
+        return activation(seen)
 
     def forward(self, identity: Tensor) -> Tensor:
         return self.offsets(self.features(identity))
@@ -127,21 +137,25 @@ class IdentityStart(nn.Module):
     def offsets(self, features: Tensor) -> Tensor:
         return self.head(features).unflatten(1, (self.n_latent, self.style_dim))
 
-    def guess(self, identity: Tensor) -> Parameters:
-        """All that it says about the parameters of these people: the offsets, and the mixtures if it has a head."""
-        features = self.features(identity)
+    def guess(self, identity: Tensor, appearance: Tensor | None = None) -> Parameters:
+        """All that it says about the parameters of these people, of mean w `appearance` [P, style_dim] if it looks at
+        that: the offsets, and the mixtures if it has a head."""
+        features = self.features(identity, appearance)
         return {"latent.offset": self.offsets(features), **(self.mixtures(features) if self.mixtures else {})}
 
     def config(self) -> dict[str, Any]:
-        """What rebuilds it; `mixtures` only where it has them, so that files without stay as they were."""
+        """What rebuilds it; its additions only where it has them, so that files without stay as they were."""
         shape = {"embedding_dim": self.embedding_dim, "n_latent": self.n_latent, "style_dim": self.style_dim,
                  "hidden": self.hidden}
-        return shape if self.mixtures is None else {**shape, "mixtures": self.mixtures.config()}
+        if self.mixtures is not None:
+            shape["mixtures"] = self.mixtures.config()
+        return shape if self.appearance is None else {**shape, "appearance": True}
 
     def grow(self) -> "IdentityStart":
         """The start of a model of twice the size: two more latents, which begin as the last one's copies. It guesses
         no mixtures: their filters stay behind with the smaller model."""
-        grown = IdentityStart(self.embedding_dim, self.n_latent + 2, self.style_dim, self.hidden)
+        grown = IdentityStart(self.embedding_dim, self.n_latent + 2, self.style_dim, self.hidden,
+                              appearance=self.appearance is not None)
         with torch.no_grad():
             for name, mine in grown.state_dict().items():
                 value = self.state_dict()[name]
