@@ -60,9 +60,10 @@ def adapt_with(objective_type: type[Objective], model: metagpen.MetaGPEN, own: A
                config: AdaptConfig) -> metagpen.Person:
     """`metagpen.adapt` with another objective."""
     recogniser = recognise.load(model.card["recogniser"])
-    identity, guess = mean_identities([own], recogniser), start_guess(model, [own], recogniser)  # [1, E]
+    identity = mean_identities([own], recogniser)  # [1, E]
     config = config.for_model(model)
-    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), guess)
+    parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed),
+                       start_guess(model, [own], identity))
     objective = objective_type(model, config, recogniser, parameters["latent.offset"])
     optimiser, generator = new_optimiser(config.optimiser), torch.Generator().manual_seed(config.seed + 1)
     for step in range(config.steps):

@@ -223,7 +223,8 @@ def bytes_per_person(model: MetaGPEN, config: AdaptConfig, recogniser: recognise
     """Memory of a gradient step per person: twice what the loss of one grey photo keeps for its gradients, the other
     half being for what is computed on the way."""
     grey = [album(torch.zeros(1, 3, model.size, model.size), model.size, model.device)]
-    guess = start_guess(model, grey, recogniser) if config.start else None
+    identities = mean_identities(grey, recogniser) if recogniser else None
+    guess = start_guess(model, grey, identities) if config.start else None
     begun = begin(model, config, 1, torch.Generator().manual_seed(0), guess)
     objective = Objective(model, config, recogniser, begun["latent.offset"].clone())
     parameters = {name: value.requires_grad_() for name, value in begun.items()}
@@ -260,12 +261,11 @@ def describe(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogni
             "recogniser": recogniser.name if recogniser else None, "metagpen": __version__}
 
 
-def start_guess(model: MetaGPEN, albums: Sequence[Album], recogniser: recognise.Recogniser) -> Parameters | None:
-    """The identity-conditioned start: the guess from each album's mean embedding; None where the model has no start."""
-    with torch.no_grad():
-        if model.start is None:
-            return None
-        return model.guess(mean_identities(albums, recogniser), mean_appearances(model, albums))
+@torch.no_grad()
+def start_guess(model: MetaGPEN, albums: Sequence[Album], identities: Tensor | None) -> Parameters | None:
+    """The identity-conditioned start: the guess from the albums and their `mean_identities`; None where the model has
+    no start."""
+    return None if model.start is None else model.guess(identities, mean_appearances(model, albums))
 
 
 @torch.no_grad()
@@ -290,10 +290,7 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
 
     identities: `mean_identities` of the albums, which the start needs.
     """
-    with torch.no_grad():
-        guess = None
-        if config.start and model.start is not None:
-            guess = model.guess(identities, mean_appearances(model, albums))
+    guess = start_guess(model, albums, identities) if config.start else None
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])

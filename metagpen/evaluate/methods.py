@@ -35,6 +35,7 @@ from metagpen.adaptation.loop import (
     default_recogniser,
     draw,
     inner_step,
+    mean_identities,
     start_guess,
     step_rates,
 )
@@ -282,7 +283,9 @@ def adapted(lesson: Lesson, rule: bool | None = False, strength: float = 1.0, ga
     if rule and not model_has_rule(model):
         raise ConfigError("method meta: this model has no learned rule; name one from meta-train under meta_models")
     config = lesson.config.model_copy(update={"rule": rule}).for_model(model)
-    guess = start_guess(model, [lesson.album], lesson.recogniser) if config.start else None
+    guess = None
+    if config.start and model.start is not None:
+        guess = start_guess(model, [lesson.album], mean_identities([lesson.album], lesson.recogniser))
     parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), guess)
     objective = Objective(model, config, lesson.recogniser, parameters["latent.offset"])
 

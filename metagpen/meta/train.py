@@ -180,7 +180,7 @@ class Trainer:
         self.loop, self.engine = choose(OUTER_LOOPS, "loop", config.loop), choose(ENGINES, "engine", config.engine)
         self.step, self.best = 0, float("-inf")
         self.model = self._with_rule(model).to(self.device)
-        if self.model.start is not None and self.model.start.appearance is not None and data.appearances is None:
+        if self.model.start is not None and self.model.start.appearance is not None:
             data.appearances = see_all(self.model, data.photos)
         self.query_objective = QueryObjective(self.model, outer_config(config), in_losses, config.outer.lpips,
                                               VGGLoss().to(self.device) if config.outer.lpips else None)
@@ -228,9 +228,9 @@ class Trainer:
         """Of everybody who can be an episode: all photos, and those that may be queries."""
         config, photos = self.config, self.data.photos
         least = config.shots[0]
-        none = (0, 0)  # steps: only where people begin is learned
-        for name, (low, high) in {"shots": config.shots, "unroll": config.unroll or (1, 1)}.items():
-            if not 1 <= low <= high and not (name == "unroll" and (low, high) == none):
+        unroll = config.unroll if any(config.unroll or ()) else (1, 1)  # [0, 0], no step, is no range to be wrong
+        for name, (low, high) in {"shots": config.shots, "unroll": unroll}.items():
+            if not 1 <= low <= high:
                 raise ConfigError(f"{name}: {[low, high]} is no range; give [smallest, largest] from 1 up")
         sharp = photos.source_side.nan_to_num(nan=float("inf")) >= config.min_query_side
         found, order = [], torch.argsort(photos.person, stable=True)
