@@ -117,23 +117,6 @@ def test_nobody_is_the_generic_model_and_strength_zero_is_it_bit_for_bit(tiny_mo
     assert torch.equal(Person.generic(tiny_model).restore_batch(images, strength=0), generic)
 
 
-def test_an_ungated_person_is_let_in_whole_where_the_gate_is_shut(tiny_model):
-    spec = AdapterSpec(0, 1, decoder_rank=2)
-    person = Person(tiny_model, spec, somebody(tiny_model, spec))
-    images = torch.rand(2, 3, 16, 16) * 2 - 1
-    with torch.no_grad():
-        tiny_model.start.gate.centre.fill_(200.0)
-    generic = tiny_model.restore(images)
-    torch.testing.assert_close(person.restore_batch(images), generic, rtol=0, atol=1e-5)
-    whole = person.ungated().restore_batch(images)
-    with torch.no_grad():
-        expected = personal_forward(tiny_model.gpen, images, person.parameters, spec,
-                                    filling=tiny_model.look(images)[1], bases=tiny_model.bases_of(2))
-    torch.testing.assert_close(whole, expected.clamp(-1, 1))
-    assert not torch.allclose(whole, generic, atol=1e-3) and person.spec.gated
-    assert torch.equal(person.ungated().restore_batch(images, 0), generic)
-
-
 def test_start_offset_is_where_parameters_begin(tiny_model):
     config = tiny_model.gpen.config
     offset = torch.randn(2, config.n_latent, config.style_dim)

@@ -268,13 +268,11 @@ def reference_average(lesson: Lesson) -> Learner:
 @method("adapt")
 @method("meta", follows_rule=True, rule=True)
 @method("wrong-person", photos="wrong", follows_rule=True, rule=None)
-@method("ungated", follows_rule=True, rule=None, gated=False)
 @method("strength-25", follows_rule=True, rule=None, strength=0.25)
 @method("strength-50", follows_rule=True, rule=None, strength=0.5)
 @method("strength-75", follows_rule=True, rule=None, strength=0.75)
-def adapted(lesson: Lesson, rule: bool | None = False, strength: float = 1.0, gated: bool = True) -> Learner:
-    """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength, as far as
-    the gate lets the person in or, where it does not count, whole.
+def adapted(lesson: Lesson, rule: bool | None = False, strength: float = 1.0) -> Learner:
+    """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength.
 
     rule: True follows the model's learned rule (ConfigError if it has none), None follows it if there is one. At n
     steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, bit for bit.
@@ -291,8 +289,7 @@ def adapted(lesson: Lesson, rule: bool | None = False, strength: float = 1.0, ga
 
     def restore(parameters: Parameters, images: Tensor) -> Tensor:
         mine = {name: value.half().float() for name, value in parameters.items()}  # as a Person's file holds it
-        person = Person(model, config.spec, mine)
-        return (person if gated else person.ungated()).restore_batch(images, strength)
+        return Person(model, config.spec, mine).restore_batch(images, strength)
 
     return Learner(
         parameters, restore, objective, lambda step: step_rates(model, config, step, parameters), config.optimiser

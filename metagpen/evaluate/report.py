@@ -215,7 +215,6 @@ LABELS = {
     "pivotal": "pivotal tuning",
     "meta": "start and learned rule",
     "null-space": "adapt in the null space",
-    "ungated": "start and learned rule, let in whatever the gate says",
     "strength-25": "start and learned rule at strength 0.25",
     "strength-50": "start and learned rule at strength 0.5",
     "strength-75": "start and learned rule at strength 0.75",

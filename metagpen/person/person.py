@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,11 +137,6 @@ class Person:
                                   "photos")
         parameters = {name: value.float()[None].to(model.device) for name, value in tensors.items()}
         return cls(model, spec, parameters, metadata, None if template is None else template.float())
-
-    def ungated(self) -> Person:
-        """The same Person, let in whole whatever the photo shows: `strength` alone says how much. It draws them into
-        photos that are only soft, too, for some of what those photos hold."""
-        return replace(self, spec=replace(self.spec, gated=False))
 
     def compress(self, tail_rank: int | None = None, latent_rank: int | None = None,
                  max_bytes: int | None = None) -> Person:
