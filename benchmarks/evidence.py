@@ -39,7 +39,7 @@ COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # 
 
 Row = dict[str, Any]
 Point = tuple[str, int, int]  # method, photos, steps
-OURS, ONE, FINETUNE = ("meta", 5, 32), ("meta", 1, 32), ("finetune", 5, 2000)
+OURS, ONE, FINETUNE = ("adapt", 5, 32), ("adapt", 1, 32), ("finetune", 5, 2000)
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
 REACHED, UNDECIDED, MISSED = "reached", "undecided", "**missed**"
 NOT_YET = "Not measured yet."
@@ -74,8 +74,8 @@ def goals(curve: Sequence[Row], long: Sequence[Row] = (), photos: Sequence[Row] 
     photos: the rows to compare numbers of photos in, where everybody has draws of their own; default the curve's."""
     photos = photos or curve
     lines = long_goals(long) if long else [["ours after 32 steps against the fine-tune after 2,000", NOT_YET, "–"]]
-    shots = sorted({row["shots"] for row in photos if row["method"] == "meta"})
-    more = [against(photos, ("meta", many, 32), ("meta", few, 32), "identity")
+    shots = sorted({row["shots"] for row in photos if row["method"] == "adapt"})
+    more = [against(photos, ("adapt", many, 32), ("adapt", few, 32), "identity")
             for few, many in zip(shots, shots[1:], strict=False)]
     lines.append([f"identity grows with the photos, {', '.join(map(str, shots))}: from each to the next",
                   ", ".join(map(interval, more)), worst(map(above, more))])
@@ -224,16 +224,16 @@ def draw_frontier(axes: Axes, summed: Sequence[Row]) -> None:
     lines: dict[str, list[tuple[float, float, float, str]]] = {}
     for row in summed:
         base, times = rate_of(row["method"])
-        shown = base in (*RIVALS, "meta", "adapt") and row["shots"] == 5
+        shown = base in (*RIVALS, "adapt", "no-rule") and row["shots"] == 5
         if shown and row["metric"] == "identity" and row["recogniser"] == SCORER:
-            ours = base in ("meta", "adapt")
+            ours = base in ("adapt", "no-rule")
             point = {key: row[key] for key in ("method", "shots", "steps")}
             lpips = report.find(summed, metric="lpips", **point)["mean"]
             place, text = (row["steps"], f"{row['steps']}") if ours else (times, f"x{times:g}")
             lines.setdefault(base, []).append((place, lpips, row["mean"], text))
     for base, points in lines.items():
         _, x, y, texts = zip(*sorted(points), strict=True)
-        bold = base == "meta"
+        bold = base == "adapt"
         axes.plot(x, y, marker="o", linewidth=2.5 if bold else 1, markersize=6 if bold else 4,
                   color="black" if bold else None, label=label_of(base))
         for point in zip(x, y, texts, strict=True):
@@ -266,15 +266,15 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
 
 
 def of_curve(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
-    ours = [row for row in rows if row["method"] == "meta"]
+    ours = [row for row in rows if row["method"] == "adapt"]
     steps = sorted({row["steps"] for row in ours})
     tables = by_damage(summed, everybody), differences(rows, rivals_of(rows)), machines(rows)
-    return {"rivals": "\n\n".join(tables), "steps": along(summed, "steps", [("meta", 5, n) for n in steps])}
+    return {"rivals": "\n\n".join(tables), "steps": along(summed, "steps", [("adapt", 5, n) for n in steps])}
 
 
 def of_photos(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
-    shots = sorted({row["shots"] for row in rows if row["method"] == "meta"})
-    gains = along(summed, "photos", [("meta", n, OURS[2]) for n in shots])
+    shots = sorted({row["shots"] for row in rows if row["method"] == "adapt"})
+    gains = along(summed, "photos", [("adapt", n, OURS[2]) for n in shots])
     on_one, on_five = differences(rows, rivals_of(rows, ONE), ours=ONE), differences(rows, rivals_of(rows))
     return {"photos": "\n\n".join([gains, "On one photo:", on_one, "On five:", on_five, machines(rows)])}
 

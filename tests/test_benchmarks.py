@@ -174,7 +174,8 @@ def curve_rows(points: list[tuple[str, int, int]], people: int = 4) -> list[dict
     for method, shots, steps in points:
         for degradation in ["none"] if method == "other-photo" else ["hard", "extreme", "moderate"]:
             for person in range(people):
-                gain = {"generic": 0.0, "input": -0.1, "meta": 0.3 + shots / 100, "wrong-person": -0.05, "full-x4": 0.2}
+                gain = {"generic": 0.0, "input": -0.1, "adapt": 0.3 + shots / 100, "wrong-person": -0.05,
+                        "full-x4": 0.2}  # fmt: skip
                 own = gain.get(method, 0.15)
                 values = {"identity": 0.2 + own + person / 100, "psnr": 20 + 3 * own, "ssim": 0.5 + own / 10,
                           "lpips": 0.3 - own / 10, "sharpness": 0.6 + own / 10}
@@ -192,15 +193,15 @@ def curve_rows(points: list[tuple[str, int, int]], people: int = 4) -> list[dict
 def evidence(tmp_path, monkeypatch):
     module = script("evidence")
     alone = [("input", 0, 0), ("generic", 0, 0), ("other-photo", 0, 0)]
-    ours = [("meta", shots, steps) for shots in (1, 2, 5, 8) for steps in (4, 32)]
+    ours = [("adapt", shots, steps) for shots in (1, 2, 5, 8) for steps in (4, 32)]
     for name, points in {
-        "curve_rates": [*alone, ("meta", 5, 32), ("full", 5, 32), ("full-x4", 5, 32), ("lora-4", 5, 32)],
+        "curve_rates": [*alone, ("adapt", 5, 32), ("full", 5, 32), ("full-x4", 5, 32), ("lora-4", 5, 32)],
         "curve_128": [*alone, *ours, ("lora-4", 5, 32), ("full-x4", 5, 32), ("wrong-person", 5, 32),
                       ("reference-average", 5, 0)],
         "curve_photos": [("generic", 0, 0), *[point for point in ours if point[2] == 32]],
-        "curve_128_long": [*alone, ("meta", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
-        "curve_strength": [*alone, ("strength-50", 5, 32), ("meta", 5, 32)],
-        "curve_london": [*alone, ("meta", 1, 32)],
+        "curve_128_long": [*alone, ("adapt", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
+        "curve_strength": [*alone, ("strength-50", 5, 32), ("adapt", 5, 32)],
+        "curve_london": [*alone, ("adapt", 1, 32)],
     }.items():
         rows = curve_rows(points)
         if name == "curve_128_long":  # killed while the last person's fine-tune ran

@@ -38,7 +38,7 @@ from metagpen.person.rule import InnerRule, RuleConfig
 FAST = AdaptConfig(batch_size=2, degradation={"heavy": {"face_px": [4, 8]}}, tail_blocks=1, tail_rank=2, bf16=False,
                    warmup=1, lr_latent=0.03, lr_tail=0.01)  # fmt: skip
 RIVALS = methods.Rivals(iterations=8)
-EVERYBODY = [name for name in methods.METHODS if name != "meta"]
+EVERYBODY = list(methods.METHODS)
 SMALL = CurveSettings(methods=EVERYBODY, shots=[1, 2], steps=[0, 2], degradations=["hard", "extreme"], adapt=FAST,
                       rivals=RIVALS, max_queries=2)  # fmt: skip
 STEPPING = [name for name in EVERYBODY if methods.METHODS[name].steps]
@@ -162,17 +162,26 @@ def test_adapt_is_what_adapt_returns(lesson):
     assert torch.equal(restored(lesson, "start", [0])[0], restored(lesson, "adapt", [0])[0])
 
 
-def test_meta_follows_the_learned_rule_and_adapt_does_not(lesson):
+def test_adapt_follows_the_learned_rule_and_no_rule_does_not(lesson):
     model = with_rule()
     own = methods.Lesson(model, lesson.album, FAST, RIVALS, lesson.recogniser)
     plain = AdaptConfig(**FAST.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
     person = adapt(model, list(lesson.album.crops), 3, config=plain, recogniser=lesson.recogniser)
     expected = person.restore_batch(lesson.album.crops * 0.5)
-    meta, on_the_way = methods.METHODS["meta"], restored(own, "meta", [1, 3, 5], "learned")[1]
-    assert meta.schedule_of(model, "constant") == "learned" and torch.equal(on_the_way, expected)
-    assert not torch.equal(restored(own, "adapt", [3], "per-run")[0], expected)
-    with pytest.raises(ConfigError, match="no learned rule"):
-        restored(lesson, "meta", [0])
+    ours, on_the_way = methods.METHODS["adapt"], restored(own, "adapt", [1, 3, 5], "learned")[1]
+    assert ours.schedule_of(model, "constant") == "learned" and torch.equal(on_the_way, expected)
+    assert not torch.equal(restored(own, "no-rule", [3], "per-run")[0], expected)
+    assert torch.equal(restored(lesson, "no-rule", [3], "per-run")[0], restored(lesson, "adapt", [3], "per-run")[0])
+
+
+def test_the_start_has_the_initial_values_of_the_rule(lesson):
+    model = with_rule()
+    with torch.no_grad():
+        for value in model.rule.initial.values():
+            value.add_(0.1)
+    own = methods.Lesson(model, lesson.album, FAST, RIVALS, lesson.recogniser)
+    assert torch.equal(restored(own, "start", [0])[0], restored(own, "adapt", [0], "learned")[0])
+    assert not torch.equal(restored(own, "start", [0])[0], restored(own, "no-rule", [0], "per-run")[0])
 
 
 def test_a_strength_is_between_generic_and_personal(lesson):
@@ -214,7 +223,7 @@ def test_reference_average_blends_with_the_mean_face(lesson):
 
 
 def test_methods_by_name():
-    assert methods.by_name("meta-lslr").name == "meta"
+    assert methods.by_name("meta-lslr").name == "adapt"
     with pytest.raises(ConfigError, match="unknown method 'lora'; choose from input"):
         methods.by_name("lora")
 
@@ -621,7 +630,7 @@ def test_a_rival_at_other_rates(lesson):
     assert report.label_of("lora-16-x4") == "LoRA on the decoder, rank 16 at 4 times its rates"
     for name, said in {"meta-x4": None, "adapt-x4": "no rates", "full-x1": "unknown", "nothing-x4": "unknown"}.items():
         if said is None:
-            assert methods.by_name(name) is methods.METHODS["meta"], "a model called x4"
+            assert methods.by_name(name) is methods.METHODS["adapt"], "a model called x4"
         else:
             with pytest.raises(ConfigError, match=said):
                 methods.by_name(name)

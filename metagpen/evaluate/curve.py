@@ -82,7 +82,7 @@ class CurveSettings(Config):
             "pivotal",
             "wrong-person",
         ],
-        description="names of metagpen.evaluate.methods; meta-KEY: the learned rule of meta_models[KEY]; "
+        description="names of metagpen.evaluate.methods; meta-KEY: adapt with meta_models[KEY]; "
         "NAME-x4: a rival at four times its rates",
     )
     shots: list[int] = Field(
@@ -231,6 +231,8 @@ class Bench:
         key = name.removeprefix("meta-") if name.startswith("meta-") else ""
         if key not in self.models:
             raise ConfigError(f"method {name}: no model under meta_models.{key}")
+        if key and self.models[key].rule is None:
+            raise ConfigError(f"method {name}: meta_models.{key} has no learned rule; metagpen meta-train makes one")
         return self.models[key], self.losses[key]
 
     def schedule(self, name: str) -> str:

@@ -160,12 +160,12 @@ def method(
 
 
 def by_name(name: str) -> CurveMethod:
-    """The method of this name; `meta-KEY` is `meta` on another model, `NAME-x4` a rival at four times its rates.
+    """The method of this name; `meta-KEY` is `adapt` on another model, `NAME-x4` a rival at four times its rates.
 
     Raises ConfigError for an unknown one.
     """
     if name in METHODS or name.startswith("meta-"):
-        return METHODS["meta" if name.startswith("meta-") else name]
+        return METHODS["adapt" if name.startswith("meta-") else name]
     base, times = report.rate_of(name)
     if times == 1 or base not in METHODS:
         raise ConfigError(f"unknown method '{name}'; choose from {', '.join(METHODS)}, meta-NAME, NAME-x4")
@@ -265,22 +265,20 @@ def reference_average(lesson: Lesson) -> Learner:
 
 
 @method("start", steps=False)
-@method("adapt")
-@method("meta", follows_rule=True, rule=True)
-@method("wrong-person", photos="wrong", follows_rule=True, rule=None)
-@method("strength-25", follows_rule=True, rule=None, strength=0.25)
-@method("strength-50", follows_rule=True, rule=None, strength=0.5)
-@method("strength-75", follows_rule=True, rule=None, strength=0.75)
-def adapted(lesson: Lesson, rule: bool | None = False, strength: float = 1.0) -> Learner:
+@method("adapt", follows_rule=True)
+@method("no-rule", rule=False)
+@method("wrong-person", photos="wrong", follows_rule=True)
+@method("strength-25", follows_rule=True, strength=0.25)
+@method("strength-50", follows_rule=True, strength=0.5)
+@method("strength-75", follows_rule=True, strength=0.75)
+def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0) -> Learner:
     """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength.
 
-    rule: True follows the model's learned rule (ConfigError if it has none), None follows it if there is one. At n
-    steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, bit for bit.
+    rule: whether the model's learned rule is followed, if it has one. At n steps of the schedule "per-run", or
+    "learned", this is what `adapt(..., steps=n)` returns, bit for bit.
     """
-    model, rule = lesson.model, model_has_rule(lesson.model) if rule is None else rule
-    if rule and not model_has_rule(model):
-        raise ConfigError("method meta: this model has no learned rule; name one from meta-train under meta_models")
-    config = lesson.config.model_copy(update={"rule": rule}).for_model(model)
+    model = lesson.model
+    config = lesson.config.model_copy(update={"rule": rule and model.rule is not None}).for_model(model)
     guess = None
     if config.start and model.start is not None:
         guess = start_guess(model, [lesson.album], mean_identities([lesson.album], lesson.recogniser))
@@ -296,7 +294,7 @@ def adapted(lesson: Lesson, rule: bool | None = False, strength: float = 1.0) ->
     )
 
 
-@method("null-space")
+@method("null-space", follows_rule=True)
 def adapted_in_null_space(lesson: Lesson) -> Learner:
     """`adapt`, restored with the person confined to what the photo leaves open (see `metagpen.restore.null_space`)."""
     learner = adapted(lesson)
@@ -306,10 +304,6 @@ def adapted_in_null_space(lesson: Lesson) -> Learner:
         return null_space(generic, learner.restore(parameters, images)).clamp(-1, 1)
 
     return replace(learner, restore=restore)
-
-
-def model_has_rule(model: MetaGPEN) -> bool:
-    return model.rule is not None
 
 
 # --- rivals --------------------------------------------------------------------------------------
