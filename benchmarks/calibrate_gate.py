@@ -1,4 +1,4 @@
-"""Shut a freshly trained model's gate as far as moderate damage asks for, on people of the training.
+"""Shut a freshly trained model's gate as far as moderate damage asks for, on people kept back from the training.
 
 Training weighs identity against PSNR over all damage at once, and where a photo still shows who it is the gate as
 trained may let in more of a person than helps. Here its slopes are multiplied and its centres moved, every pair of

@@ -6,7 +6,8 @@ the rates of tensors compare is kept; what all of them are multiplied with is me
 which the rule is for, and of 4 T. Each of `SHORT` and `LONG` is tried, and the one is kept under which the outer loss's
 weights of identity and LPIPS like the restored photos best (heavy damage; identity by the recogniser of the losses,
 never by the one that scores). The rule's exponent joins the two. These few people are of those kept back from base
-and recogniser; nobody of the evaluation is looked at.
+and recogniser; nobody of the evaluation is looked at. (The rule shipped now is older than that split: it was set
+on five val people.)
 
     python benchmarks/calibrate_rates.py runs/meta_128/ema.safetensors -o runs/meta_128/calibrated.safetensors
 """

@@ -117,9 +117,11 @@ def page(found: Evaluation) -> str:
 
 Written by `benchmarks/first_light.py`; the rows are in `benchmarks/results/first_light.json`.
 
-{first["identities"]} held-out people of celeba_wild_256 (CelebA; in no training), {first["queries"]} queries. For each
-person 5 photos are set aside (of these the first, where one is used); the query photos are all the others whose
-native face was at least as wide as the model works on. Heavy: faces reduced to 8-16 px, noise, JPEG. Moderate: BSRGAN
+{first["identities"]} held-out people of celeba_wild_256 (CelebA; in no training), {first["queries"]} queries. They are
+not untouched: how far the learned rule steps was set on five of them, and other settings were chosen by how they did
+on them. The damage is synthetic, from the generators that training uses too. For each person
+5 photos are set aside (of these the first, where one is used); the query photos are all the others whose native
+face was at least as wide as the model works on. Heavy: faces reduced to 8-16 px, noise, JPEG. Moderate: BSRGAN
 at scale 1. Every photo's damage, the 5 photos, the wrong person's identity and the bootstrap come from seed
 {first["seed"]}.
 
@@ -178,7 +180,7 @@ CHINESE = {  # the words of README.md's figures; where one phrase holds another,
     "wrong person's photos, start, ": "别人的照片，起点，", "wrong person's photos, adapt, ": "别人的照片，适配，",
     "adapt without the start, ": "不用起点的适配，",
     "another true photo (ceiling in kind)": "另一张真实照片（同类上限）",
-    "| start, ": "| 起点，", "| adapt, ": "| 适配，",
+    "| start, ": "| 起点，", "| adapt, ": "| 适配，", " of 25, by ": " / 25，最多 ", " of 25 |": " / 25 |",
     " photos, ": " 张照片，", " photo, ": " 张照片，", " steps": " 步",
 }  # fmt: skip
 

@@ -290,7 +290,8 @@ TEXT = {
         "ours": "`metagpen adapt`, {0} steps, instead", "nothing": "–", "after": "after {0}: {1} dB",
         "and": "{0} of PSNR, {1} of identity",
         "foot": "{people} people whom no training saw, {shots} photos of each to learn from, at most {queries} others "
-                "restored, BSRGAN at scale 1, {iterations} iterations; in brackets the 95 % interval over people. "
+                "restored, BSRGAN at scale 1, {iterations} iterations; in brackets the 95 % interval over people "
+                "(of two: their values). "
                 "Differences are to the model before; those of LoRA and `adapt` to the fine-tune; annealing, "
                 "rotation and fresh damage are compared in runs of {compared} iterations. {machine}.",
     },
@@ -303,7 +304,8 @@ TEXT = {
         "identity": "身份相似度（余弦），留出照片", "ours": "改用 `metagpen adapt`，{0} 步", "nothing": "–",
         "after": "{0} 次后：{1} dB", "and": "PSNR {0}，身份 {1}",
         "foot": "{people} 位训练中从未出现的人，每人用 {shots} 张照片学习，至多复原另外 {queries} 张；退化为 BSRGAN"
-                "（scale 1），{iterations} 次迭代。方括号内是对人重采样的 95 % 区间。差值相对于训练前的模型；"
+                "（scale 1），{iterations} 次迭代。方括号内是对人重采样的 95 % 区间（只有两人时即两人的值）。"
+                "差值相对于训练前的模型；"
                 "LoRA 与 `adapt` 相对于微调；退火、旋转与重新退化用 {compared} 次迭代的训练比较。{machine}。",
     },
 }  # fmt: skip
