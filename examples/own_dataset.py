@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 import metagpen
-from metagpen.adaptation import AdaptConfig
 from metagpen.album import OWN_ALBUM
 from metagpen.identities import episode, load_people, split, write_split
 from metagpen.meta.train import MetaConfig, meta_train
@@ -46,7 +45,7 @@ def main(folder: Path = OWN_ALBUM) -> None:
         split=split_file,
         output_dir=OUTPUT / "meta",
         loop="lslr",  # or reptile, fomaml, maml, anil, meta_sgd, multi_step
-        inner=AdaptConfig(steps=INNER_STEPS, batch_size=1),
+        inner={"steps": INNER_STEPS, "batch_size": 1},
         people=1,
         shots=(1, SHOTS),
         queries=1,

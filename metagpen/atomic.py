@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,3 +43,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         except OSError:  # a folder that is none, or may not be entered: nothing was written there
             pass
+
+
+def forget_later_steps(path: Path, step: int) -> None:
+    """Leaves out what a log of JSON Lines says from `step` on: a killed run was further than what it saved."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")

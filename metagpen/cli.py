@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from .devices import pick_device
 from .errors import DataError, MetagpenError, PhotoError
 from .memory import keep_freed_memory
 
@@ -565,19 +566,6 @@ def in_words(error: Exception) -> str:
 def given_flags(**flags: Any) -> list[str]:
     """Flags that were given, as KEY=VALUE overrides of a configuration (JSON is YAML)."""
     return [f"{key}={json.dumps(value, default=str)}" for key, value in flags.items() if value is not None]
-
-
-def pick_device(name: str) -> str:
-    """'auto' becomes 'cuda' where there is one, else 'cpu'. Raises DataError for a device that is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, ValueError):
-        raise DataError(f"device '{name}' is not available here; try --device auto or cpu") from None
-    return name
 
 
 def photo_files(paths: Iterable[Path]) -> list[Path]:

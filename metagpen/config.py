@@ -5,18 +5,22 @@ A key that the model does not have is an error that names the key, the file, and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from .devices import pick_device
 from .errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+
+Device = Annotated[str, AfterValidator(pick_device)]  # in a configuration: one that is there
 
 SHORT = Repr()  # of wrong values in messages: a file can hold any amount of them
 SHORT.maxstring, SHORT.maxlist, SHORT.maxlevel = 200, 12, 2
@@ -57,6 +61,14 @@ class Config(BaseModel):
         except ValidationError as error:
             lines = [_explain(cls, problem, source, set(flags)) for problem in error.errors()]
             raise ConfigError("; ".join(dict.fromkeys(lines))) from None
+
+
+    @classmethod
+    def as_stored(cls, text: str, without: Iterable[str] = ()) -> dict[str, Any]:
+        """The configuration that a run kept as JSON, with today's defaults for settings that it did not know, and
+        without some. Raises ConfigError for one that is of another version."""
+        kept = {key: value for key, value in json.loads(text).items() if key not in without}
+        return cls.from_dict(kept, source="the run's own configuration").model_dump(mode="json", exclude=set(without))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,15 +1,35 @@
-"""What a device can do, and waiting for it."""
+"""Which device, what it can do, and waiting for it."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
+from .errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device(name: str) -> str:
+    """'auto' becomes 'cuda' where there is one, else 'cpu'. Raises DataError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError):
+        raise DataError(f"device '{name}' is not available here; take auto or cpu") from None
+    return name
+
 
 
 @cache
 def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are native: where they are not they run, but slower than float32."""
+    import torch
+
     if device.type == "cpu":
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -17,10 +37,14 @@ def has_bf16(device: torch.device) -> bool:
 
 def bf16_autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     """Autocast to bfloat16 where it is wanted and native; elsewhere everything stays as it is."""
+    import torch
+
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and has_bf16(device))
 
 
 def synchronise(device: torch.device) -> None:
     """Returns when the device has done all that it was given: before a clock is read."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -48,9 +48,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def control_group_memory(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes left under the limit of the process' control group (version 2), without one all there can be."""
+    """Bytes left under the limit of the process' control group (version 2), without one all there can be. Cached files
+    that nobody has touched lately count as free: the kernel gives them up first."""
     try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used, *parts = ((folder / name).read_text().strip()
+                               for name in ("memory.max", "memory.current", "memory.stat"))
     except OSError:
         return sys.maxsize
-    return sys.maxsize if limit == "max" else max(0, int(limit) - int(used))
+    cached = dict(line.split() for line in parts[0].splitlines()).get("inactive_file", 0)
+    return sys.maxsize if limit == "max" else max(0, int(limit) - int(used) + int(cached))

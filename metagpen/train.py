@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file
@@ -29,15 +29,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import degrade, devices, recognise
 from .adaptation.loop import mirror
-from .atomic import whole_file
-from .config import Config, same_run
+from .atomic import forget_later_steps, whole_file
+from .config import Config, Device, same_run
 from .errors import CheckpointError, ConfigError, DataError
-from .evaluate.report import contact_sheet, write_text
+from .evaluate.report import contact_sheet
 from .faces import to_pil
 from .gpen import GPEN
 from .gpen.discriminator import Discriminator
 from .gpen.growth import grow
-from .identities import PackedPhotos, load_people, pack, split
+from .identities import PackedPhotos, load_crops, pack, split
 from .losses import (
     ProjectedCritic,
     RecogniserLoss,
@@ -58,6 +58,8 @@ from .weights import load
 from .workers import finishing
 
 JUDGED = slice(1, 4)  # of VGG-16's depths; the finest costs much, and the critic sees brightness there anyway
+# What a resumed run may have otherwise: nothing that shaped its numbers so far.
+FREE_TO_CHANGE = {"output_dir", "device", "threads", "workers", "card", "save_every", "sheet_every"}
 TAKE_ANOTHER = "take another output_dir, or the configuration that the run began with"
 
 
@@ -83,7 +85,7 @@ class Stage(Config):
     the one that growth added; everything below runs without a graph, which halves the cost.
     """
 
-    size: int
+    size: int = Field(gt=0)
     steps: int = Field(gt=0)
     batch_size: int = Field(16, gt=0)
     lr: float = 2e-3
@@ -95,7 +97,7 @@ class Stage(Config):
     critic_sees: Literal["recogniser", "vgg"] = Field("recogniser", description="what it looks through")
     min_source_side: int = 0
     r1: float = 1.0
-    r1_every: int = 16
+    r1_every: int = Field(16, gt=0)
     train_trunk: bool = True
     recogniser_share: float = Field(1.0, gt=0, le=1, description="of each batch: what the recogniser looks at, which "
                                                                  "costs more than the network itself")
@@ -114,7 +116,7 @@ class TrainConfig(Config):
     mapping_rate: float = Field(100.0, description="factor on the mapping network's rate: undoes its lr_mul of 0.01, "
                                                    "with which a short training leaves it as random as it began")
     critic_narrow: float = Field(0.125, description="width of the discriminator; its size follows the stage")
-    pack_size: int = 128
+    pack_size: int = Field(128, description="side that photos are kept at; at least the largest stage's")
     degradation: dict[str, Any] = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
     recogniser: str = Field("embedded", description="whose embeddings the start reads; users need it too")
     loss_recogniser: str | None = Field(None, description="the one in the losses; default: the same")
@@ -123,15 +125,31 @@ class TrainConfig(Config):
     stages: list[Stage] = Field(min_length=1)
     ema: float = 0.998
     seed: int = 0
-    device: str = "cpu"
+    device: Device = "auto"
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     compile: bool = Field(False, description="fuse the losses' passes over large maps with torch.compile, which needs "
                                              "a C++ compiler")
     threads: int | None = None
     workers: int = Field(0, ge=0, description="processes that make batches ahead; 0: none, best beside CPU training")
     card: dict[str, Any] = Field({}, description="added to the model's card, e.g. its licence and training data")
-    save_every: int = 250
-    sheet_every: int = 500
+    save_every: int = Field(250, gt=0)
+    sheet_every: int = Field(500, gt=0)
+
+    @field_validator("stages")
+    @classmethod
+    def _growing(cls, stages: list[Stage]) -> list[Stage]:
+        for before, after in zip(stages, stages[1:], strict=False):
+            doubled = after.size / before.size
+            if doubled < 1 or not math.log2(doubled).is_integer():
+                raise ValueError(f"a stage of {after.size} px cannot follow {before.size} px: sizes may stay or double")
+        return stages
+
+    @model_validator(mode="after")
+    def _packed_large_enough(self) -> TrainConfig:
+        largest = max(stage.size for stage in self.stages)
+        if self.pack_size < largest:
+            raise ValueError(f"pack_size = {self.pack_size}: a stage of {largest} px needs photos of that size")
+        return self
 
 
 @dataclass
@@ -217,8 +235,7 @@ def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool
     the recogniser and the precision."""
     device = next((value.device for value in recogniser.parameters()), torch.device("cpu"))
     bf16 = bf16 and devices.has_bf16(device)
-    digest = hashlib.sha256(photos.images.numpy().tobytes())
-    digest.update(photos.landmarks.numpy().tobytes() + str(bf16).encode())
+    digest = hashlib.sha256(photos.digest.encode() + str(bf16).encode())
     for value in recogniser.state_dict().values():
         digest.update(value.float().cpu().numpy().tobytes())
     file = cache_dir / f"embeddings_{digest.hexdigest()[:20]}.safetensors"
@@ -364,7 +381,7 @@ class Trainer:
 
     def _recogniser_terms(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Of the recogniser's share of the batch; what it saw is there for the projected critic."""
-        weight, count = self.stage.loss, ceil(self.stage.recogniser_share * len(restored))
+        weight, count = self.stage.loss, math.ceil(self.stage.recogniser_share * len(restored))
         restored, truth, poor = restored[:count], batch.truth[:count], batch.poor[:count]
         seen = self.recogniser_loss(restored, truth, batch.landmarks[:count], poor)
         self.seen = Seen(luma(restored), luma(truth), seen.maps, seen.true_maps)
@@ -426,7 +443,7 @@ class Trainer:
         loss = sum(terms.values())
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 5.0)
+        must_be_finite(torch.nn.utils.clip_grad_norm_(self.trained, 5.0), self)
         self.optimiser.step()
         self.average.update_parameters(self.model)
         logged = {name: float(value.detach()) for name, value in terms.items()}
@@ -471,8 +488,9 @@ class Trainer:
     def save(self) -> None:
         """`last.pt`: everything needed to resume exactly; `ema.safetensors`: the averaged model, ready to load."""
         state = {"step": self.step, "stage_index": self.stage_index, "stage_start": self.stage_start,
-                 "config": self.config.model_dump_json(), "model": self.model.state_dict(),
-                 "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
+                 "config": self.config.model_dump_json(), "photos": self.batches.photos.digest,
+                 "model": self.model.state_dict(), "average": self.average.state_dict(),
+                 "optimiser": self.optimiser.state_dict()}
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
             state["critic_optimiser"] = self.critic_optimiser.state_dict()
@@ -488,11 +506,13 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location=self.device)
-        then, now = json.loads(state["config"]), self.config.model_dump(mode="json")
-        same_run(path, _bound(then, state["stage_index"]), _bound(now, state["stage_index"]), TAKE_ANOTHER)
         if state["stage_index"] >= len(self.config.stages):
-            raise CheckpointError(f"{path}: was written in stage {state['stage_index']}, the configuration has only "
-                                  f"{len(self.config.stages)} stages")
+            raise CheckpointError(f"{path}: was written in stage {state['stage_index'] + 1}, the configuration has "
+                                  f"only {len(self.config.stages)} stages")
+        then = TrainConfig.as_stored(state["config"], FREE_TO_CHANGE)
+        now = self.config.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+        same_run(path, _bound(then, state["stage_index"]), _bound(now, state["stage_index"]), TAKE_ANOTHER)
+        same_photos(path, state, self.batches.photos)
         self.stage_index, self.stage_start, self.step = state["stage_index"], state["stage_start"], state["step"]
         self._install(grow_to(self.model, self.stage.size))
         self.model.load_state_dict(state["model"])
@@ -545,19 +565,23 @@ class Trainer:
 
 def _bound(config: dict[str, Any], stage: int) -> dict[str, Any]:
     """What a resumed run must have in common with the one that it goes on with: all that shaped its numbers so far."""
-    free = {"output_dir", "device", "threads", "workers", "card", "save_every", "sheet_every"}
     stages = [dict(own) for own in config["stages"][:stage + 1]]
     stages[-1].pop("steps")  # the present one may be made longer, and others follow
-    return {key: value for key, value in {**config, "stages": stages}.items() if key not in free}
+    return {**config, "stages": stages}
 
 
-def forget_later_steps(path: Path, step: int) -> None:
-    """Leaves out what a log of JSON Lines says from `step` on: a killed run was further than what it saved."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-    write_text(path, "".join(kept))
+def same_photos(path: Path, state: Mapping[str, Any], photos: PackedPhotos) -> None:
+    """Raises CheckpointError when a run that began on other photos would go on: its draws name photos by number."""
+    if state.get("photos", photos.digest) != photos.digest:
+        raise CheckpointError(f"{path}: the run began on other photos than those now in data; bring them back, or "
+                              "take another output_dir")
+
+
+def must_be_finite(norm: Tensor, trainer: Resumable) -> None:
+    """Raises ConfigError before numbers that are not finite reach the weights, and so the files."""
+    if not bool(norm.isfinite()):
+        raise ConfigError(f"step {trainer.step}: the gradient is not finite; what was saved before is sound. Begin "
+                          "another run from it, at lower rates")
 
 
 def tensorboard(folder: Path, begin: int) -> Any | None:
@@ -582,10 +606,11 @@ def log_of_step(log: TextIO, record: dict[str, Any], trainer: Resumable) -> Iter
 
 def grow_to(model: MetaGPEN, size: int) -> MetaGPEN:
     """The model, doubled until it has this size."""
+    begun = model.size
     while model.size < size:
         model = MetaGPEN(grow(model.gpen), model.start.grow(), model.card)
     if model.size != size:
-        raise ConfigError(f"a stage of {size} px cannot follow {model.size} px: sizes may stay or double")
+        raise ConfigError(f"a model of {begun} px cannot become one of {size} px: sizes may stay or double")
     return model
 
 
@@ -605,9 +630,11 @@ def inherit(critic: nn.Module, older: nn.Module) -> None:
 
 def prepare(config: TrainConfig) -> Trainer:
     """Read and pack the photos, embed them, and build the trainer."""
-    parts_of_people = split(load_people(*config.data, layout=config.layout), config.split)
+    parts_of_people = split(load_crops(*config.data, layout=config.layout), config.split)
     recogniser = recognise.load(config.recogniser, device=config.device)
-    degradation = degrade.by_name("mixed", **config.degradation)
+    degradation = degrade.full_size(config.degradation)
+    if any(stage.loss.lpips or (stage.loss.projected and stage.critic_sees == "vgg") for stage in config.stages):
+        VGGLoss()  # its weights had better be missing now than after the stages before
     parts, cache = {}, Path(config.output_dir) / "cache"
     for name in ("train", "val"):
         if name not in parts_of_people:

@@ -184,3 +184,21 @@ def test_what_a_learned_rule_decides_cannot_be_given_beside_it(tiny_model):
             learn()
     free = adapt(tiny_model, photos, 0, start=False, config=AdaptConfig(tail_rank=2, tail_blocks=1, rule=False))
     assert free.spec.tail_rank == 2 and "steps=0" in repr(free) and len(repr(free)) < 120
+
+
+def test_crops_of_bytes_are_scaled_and_broken_ones_refused(tiny_model, tiny_recogniser):
+    bytes_ = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    as_bytes, as_floats = (adapt(tiny_model, photos, 0, recogniser=tiny_recogniser)
+                           for photos in (bytes_, bytes_.float() / 127.5 - 1))
+    assert torch.equal(as_bytes.parameters["latent.offset"], as_floats.parameters["latent.offset"])
+    for broken in (bytes_.float(), torch.full((1, 3, 16, 16), float("nan")), bytes_.long()):
+        with pytest.raises(PhotoError, match=r"\[-1, 1\]"):
+            adapt(tiny_model, broken, 0, recogniser=tiny_recogniser)
+
+
+def test_what_only_the_configuration_says_counts(tiny_model, tiny_recogniser):
+    photos, config = torch.rand(1, 3, 16, 16), AdaptConfig(steps=1, seed=7, start=False, rule=False)
+    person = adapt(tiny_model, photos, config=config, recogniser=tiny_recogniser)
+    assert (person.metadata["steps"], person.metadata["seed"], person.metadata["start"]) == (1, 7, False)
+    person = adapt(tiny_model, photos, 2, start=True, config=config, recogniser=tiny_recogniser)
+    assert (person.metadata["steps"], person.metadata["seed"], person.metadata["start"]) == (2, 7, True)

@@ -466,6 +466,9 @@ def test_impossible_settings_are_named(people):
         ({"stepz": [1]}, "did you mean 'steps'"),
         ({"shots": [1, 1]}, "different values"),
         ({"shots_of": {"full": [3]}}, "full asks for numbers of photos that are not in shots"),
+        ({"shots_of": {"full": [0, 1]}}, "full asks for numbers of photos that are not in shots"),
+        ({"shots_of": {"full": [1, 1]}}, "shots_of: full has a number twice"),
+        ({"steps_of": {"full": [2, 2]}}, "steps_of: full has a number twice"),
         ({"steps_of": {"fulll": [3]}}, "'fulll' is not among the methods"),
         ({"methods": ["generic"], "shots": [0]}, "at least 1 photo"),
     ]:

@@ -15,6 +15,7 @@ from metagpen.degrade import (
     MixedDegradation,
     bsrgan,
     by_name,
+    full_size,
     ops,
 )
 from metagpen.errors import ConfigError
@@ -532,3 +533,15 @@ def test_names():
 def test_impossible_settings_are_named(name, settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         by_name(name, **settings)
+
+
+@pytest.mark.parametrize("parts, message", [
+    ({"name": "heavy"}, "no degradation 'name'"),
+    ({"heavy": "much"}, "weights of a mixture must be numbers"),
+    ({"gfpgan": {"kernel_size": "x"}}, "kernel_size must be odd"),
+    ({"gfpgan": {"reference_size": None}}, "reference_size must be a number"),
+    ({"bsrgan": {"scale": 2}}, "scale = 2 makes smaller photos"),
+])
+def test_parts_that_cannot_be(parts, message):
+    with pytest.raises(ConfigError, match=message):
+        full_size(parts)

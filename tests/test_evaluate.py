@@ -500,6 +500,27 @@ def test_rows_compare_the_same_people_only(people):
         report.rows_of([], dataset="x", machine="m")
 
 
+def test_undamaged_photos_are_a_degradation_like_others(people):
+    """True photos in a restoration's place have no degradation either; the two must not be mixed up."""
+    degradations = {"noise": noisy, "none": lambda images, generator: images}
+    rows = evaluate(FakeModel(), people, degradations, shots=(1,), steps=7, recognisers={"means": Means()},
+                    methods=("generic", "adapt", "other-photo"), adapt=FakeAdapt())
+    for name in ("noise", "none"):
+        assert len(report.figures_table(rows, name, ["means"]).splitlines()) == 2 + 3
+
+
+def test_metrics_that_some_people_lack_are_left_out_for_everybody(people):
+    """A single query has no other photo to be compared with."""
+    outcomes, _ = run(people)
+    for first in (True, False):
+        some = sorted({o.record.person for o in outcomes})[0 if first else -1]
+        records = [replace(o.record, values={key: value for key, value in o.record.values.items()
+                                             if o.record.person != some or not key.startswith("person")})
+                   for o in outcomes]
+        rows = report.rows_of(records, dataset="x", machine="m")
+        assert rows and not any(row["metric"].startswith("person") for row in rows)
+
+
 def test_json_is_whole_and_strict(rows, tmp_path):
     path = tmp_path / "deep" / "rows.json"
     report.write_json(path, rows, lpips="not available")

@@ -184,6 +184,12 @@ def test_split_from_a_file_and_back(root, tmp_path):
     assert read_split(file)["set_c", "zoe"] == "val"
 
 
+def test_people_without_a_set_are_written_without_one(root, tmp_path):
+    nameless = People(dict(People.from_folder(root)))
+    write_split({"train": nameless}, tmp_path / "written.csv")
+    assert set(read_split(tmp_path / "written.csv")) == {("", name) for name in nameless}
+
+
 def test_split_file_without_sets(root, tmp_path):
     file = write_csv(tmp_path / "s.csv", [["id", "split"], ["ada", "a"], ["bob", "b"], ["eve", "b"]])
     assert {part: list(p) for part, p in split(People.from_folder(root), file).items()} == {

@@ -15,7 +15,7 @@ from torch import nn
 
 from metagpen import recognise
 from metagpen.adaptation import AdaptConfig, adapt
-from metagpen.errors import ConfigError, DataError
+from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.gpen import GPEN
 from metagpen.meta import ENGINES, OUTER_LOOPS
 from metagpen.meta import train as meta
@@ -114,7 +114,7 @@ def test_the_start_learns_to_guess_mixtures_without_an_inner_step(config, tmp_pa
     go_on = config.model_copy(update={"base": str(config.output_dir / "ema.safetensors"),
                                       "output_dir": tmp_path / "more", "unroll": None, "start_mixtures": 0})
     assert MetaGPEN.from_file(meta.meta_train(go_on)).start.mixtures.rank == 2
-    without = {**config.model_dump(exclude_unset=True), "inner": AdaptConfig(steps=2, decoder_rank=0)}
+    without = {**config.model_dump(exclude_unset=True), "inner": {"steps": 2, "decoder_rank": 0}}
     with pytest.raises(ConfigError, match="start_mixtures: .*decoder_rank 0"):
         meta.prepare(meta.MetaConfig.from_dict({**without, "slow": []}))
 
@@ -271,6 +271,8 @@ if not rank:
     ({"slow": ["gpen.nothing.*"]}, ConfigError, "no shared weight is called"),
     ({"pack_size": 32}, ConfigError, "the base restores 16 px, not 32"),
     ({"part": "kept"}, DataError, "no person of these folders is marked 'kept'"),
+    ({"validate_degradations": ["hevy"]}, ConfigError, "no degradation 'hevy'"),
+    ({"layout": "lfw"}, DataError, "whole ones, not aligned crops"),
 ])
 def test_what_cannot_work_is_refused_early(config, change, error, message):
     with pytest.raises(error, match=message):
@@ -307,6 +309,69 @@ def test_a_rule_takes_over_what_fits(tiny_model):
     assert torch.equal(new.log_rates["latent-offset"], old.log_rates["latent-offset"])
     assert new.initial["linear-weight-up"].shape[-1] == 3, "of another shape: its own"
     assert new.rates(0, 4)["decoder.0.up"].item() == pytest.approx(0.2)
+
+
+def test_rates_are_taken_over_for_what_they_mean(tiny_model):
+    """Under another optimiser or schedule nothing; for other numbers of steps, what they say for such a run."""
+    old = InnerRule(tiny_model.gpen, AdapterSpec(1, 2), RuleConfig("adam", 4), lr_latent=0.5)
+    with torch.no_grad():
+        old.shrink.fill_(0.8)
+    longer = InnerRule(tiny_model.gpen, AdapterSpec(1, 2), RuleConfig("adam", 16), lr_latent=0.1)
+    longer.take(old)
+    for steps in (2, 16, 40):
+        assert longer.rates(0, steps)["latent.offset"].item() == pytest.approx(
+            old.rates(0, steps)["latent.offset"].item(), rel=1e-5)
+    for other in (RuleConfig("sgd", 4), RuleConfig("adam", 4, schedule="cosine")):
+        own = InnerRule(tiny_model.gpen, AdapterSpec(1, 2), other, lr_latent=0.1)
+        own.take(old)
+        assert own.log_rates["latent-offset"].exp().item() == pytest.approx(0.1)
+
+
+def test_a_single_setting_of_the_inner_loop_leaves_the_others(config):
+    given = {**config.model_dump(exclude_unset=True), "inner": {"batch_size": 3}}
+    assert meta.MetaConfig.from_dict(given).inner.steps == meta.InnerConfig().steps == 8
+
+
+def test_a_validation_that_was_interrupted_at_the_end_is_made_up_for(config, monkeypatch):
+    config = config.model_copy(update={"validate_every": 100})
+    plain = meta.Trainer.validate
+
+    def interrupted(trainer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(meta.Trainer, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        meta.meta_train(config)
+    assert not (config.output_dir / "best.safetensors").exists()
+    monkeypatch.setattr(meta.Trainer, "validate", plain)
+    meta.meta_train(config)
+    assert (config.output_dir / "best.safetensors").exists() and sorted(series(config)) == list(range(5))
+    monkeypatch.setattr(meta.Trainer, "validate", interrupted)
+    meta.meta_train(config)  # once is enough
+
+
+def test_a_run_does_not_go_on_from_another_base(config, tiny_model):
+    meta.meta_train(config)
+    with torch.no_grad():
+        tiny_model.gpen.final_linear[0].weight.mul_(1.5)
+    tiny_model.save(config.base, dtype=torch.float32)
+    with pytest.raises(CheckpointError, match="began from another model"):
+        meta.meta_train(config)
+
+
+def test_a_meta_step_that_is_not_finite_is_not_taken(config, monkeypatch):
+    plain = meta.Trainer.meta_gradient
+
+    def broken(trainer, step):
+        loss = plain(trainer, step)
+        if step == 3:
+            next(iter(trainer.groups["begin"].values())).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(meta.Trainer, "meta_gradient", broken)
+    with pytest.raises(ConfigError, match="step 3: the gradient is not finite"):
+        meta.meta_train(config)
+    assert MetaGPEN.from_file(config.output_dir / "ema.safetensors").rule.initial["latent-offset"].isfinite().all()
 
 
 def test_a_frozen_weight_cannot_be_slow(config):

@@ -280,7 +280,7 @@ def test_damaged_and_foreign_files_are_named(tiny_model, tmp_path):
 
 def test_bad_arguments(tiny_model):
     person = Person.generic(tiny_model)
-    with pytest.raises(ValueError, match="strength"):
+    with pytest.raises(ConfigError, match="strength"):
         person.restore_batch(torch.zeros(1, 3, tiny_model.size, tiny_model.size), strength=1.5)
     with pytest.raises(PhotoError, match="aligned faces"):
         person.restore_batch(torch.zeros(1, 3, 17, 17))

@@ -404,6 +404,8 @@ def test_onnx_scores(tmp_path, batch, scaled):
     assert first_operations((tmp_path / "arc.onnx").read_bytes(), 3) == first
     with pytest.raises(ConfigError, match="only scores"):
         recogniser.embed(images.requires_grad_())
+    with pytest.raises(ConfigError, match="only scores"):
+        recogniser.perceive(images.detach())
 
 
 # ---------------------------------------------------------------------------------------------- verification
@@ -462,6 +464,9 @@ def test_distillation_resumes_to_the_same_numbers(tmp_path, shared):
     assert -1 < last["cosine_degraded"] < 1 and last["map0"] > 0
     for ours, theirs in zip(resumed.average.state_dict().values(), straight.average.state_dict().values()):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    resumed.config.rate *= 2
+    with pytest.raises(ConfigError, match="holds a run with rate = 0.003, now it is 0.006"):
+        resumed.resume()
 
 
 def test_augmentation_is_seeded_and_in_range():

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.optim.swa_utils import AveragedModel
 
 from metagpen import devices, recognise, train
-from metagpen.errors import ConfigError, DataError
+from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.model import MetaGPEN
 
 LOSS = {"l1": 1.0, "gradient": 0.5, "perceptual": 0.1, "identity": 0.1}
@@ -117,6 +117,41 @@ def test_another_configuration_does_not_go_on(config):
         train.train(config.model_copy(update={"stages": [changed, config.stages[1]]}))
     train.train(config.model_copy(update={"sheet_every": 2}))  # a further stage, watched more often
     assert len(losses(config)) == 7
+    with pytest.raises(CheckpointError, match="written in stage 2, the configuration has only 1 stages"):
+        train.train(config.model_copy(update={"stages": config.stages[:1]}))
+
+
+def test_a_run_does_not_go_on_with_other_photos(config):
+    train.train(config.model_copy(update={"stages": config.stages[:1]}))
+    photo = config.data[0] / "ada" / "0.png"
+    Image.open(photo).rotate(90).save(photo)
+    with pytest.raises(CheckpointError, match="began on other photos"):
+        train.train(config)
+
+
+def test_a_setting_that_a_run_did_not_know_has_its_default(config):
+    train.train(config.model_copy(update={"stages": config.stages[:1]}))
+    path = config.output_dir / "last.pt"
+    state = torch.load(path, weights_only=True)
+    known = json.loads(state["config"])
+    del known["mapping_rate"]
+    torch.save(state | {"config": json.dumps(known)}, path)
+    train.train(config)
+    assert len(losses(config)) == 7
+
+
+def test_numbers_that_are_not_finite_never_reach_a_file(config, monkeypatch):
+    plain = train.Trainer.losses
+
+    def broken(trainer, restored, batch):
+        return {name: term * (float("nan") if trainer.step == 4 else 1.0)
+                for name, term in plain(trainer, restored, batch).items()}
+
+    monkeypatch.setattr(train.Trainer, "losses", broken)
+    with pytest.raises(ConfigError, match="step 4: the gradient is not finite"):
+        train.train(config)
+    assert all(bool(value.isfinite().all()) for value in MetaGPEN.from_file(
+        config.output_dir / "ema.safetensors").state_dict().values())
 
 
 def test_beginning_from_a_model_grows_it(config, tmp_path):
@@ -230,10 +265,19 @@ def test_a_critic_that_looks_through_vgg_sees_the_whole_batch(config, random_vgg
 def test_impossible_configurations(config):
     with pytest.raises(ConfigError, match="did you mean 'stages.0.steps'"):
         train.TrainConfig.from_dict({"data": ["x"], "split": "y", "stages": [{"size": 16, "stepps": 3}]})
-    shrinking = config.model_copy(update={"stages": list(reversed(config.stages))})
-    trainer = train.prepare(shrinking)
-    with pytest.raises(ConfigError, match="sizes may stay or double"):
-        trainer.next_stage()
+    given = config.model_dump(mode="json")
+    for change, message in (({"stages": given["stages"][::-1]}, "16 px cannot follow 32 px: sizes may stay or double"),
+                            ({"pack_size": 16}, "pack_size = 16: a stage of 32 px needs photos of that size"),
+                            ({"save_every": 0}, "save_every"), ({"device": "abacus"}, "'abacus' is not available")):
+        with pytest.raises(ConfigError, match=message):
+            train.TrainConfig.from_dict(given | change)
+    with pytest.raises(ConfigError, match="scale = 2"):
+        train.prepare(config.model_copy(update={"degradation": {"bsrgan": {"scale": 2}}}))
+    with pytest.raises(DataError, match="whole ones, not aligned crops"):
+        train.prepare(config.model_copy(update={"layout": "lfw"}))
+    with pytest.raises(ConfigError, match="cannot become one of 16 px"):
+        train.grow_to(train.grow_to(train.prepare(config).model, 32), 16)
+    trainer = train.prepare(config)
     trainer.batches.photos.source_side[:] = 100.0
     with pytest.raises(DataError, match="min_source_side"):
         trainer.batches.draw(0, config.stages[0].model_copy(update={"min_source_side": 101}))

@@ -19,7 +19,7 @@ from ..config import Config
 from ..devices import bf16_autocast, synchronise
 from ..errors import ConfigError, MetagpenError, PhotoError
 from ..faces import FFHQ_LANDMARKS, LEFT_RIGHT, single_face, to_tensor
-from ..faces.photo import PhotoSource
+from ..faces.photo import PhotoSource, crop_of
 from ..gpen.discriminator import Discriminator
 from ..losses import RecogniserLoss, chroma_l1, gradient_l1, l1
 from ..memory import free_memory
@@ -60,9 +60,9 @@ class AdaptConfig(Config):
     latent_norm: float = 1e-3
     flip: bool = True
     degradation: dict[str, Any] = {"heavy": {"face_px": [8, 32], "weight": 0.7}, "gfpgan": 0.15, "bsrgan": 0.15}
-    tail_blocks: int = 2
-    tail_rank: int = 8
-    latent_rank: int = 0
+    tail_blocks: int = Field(2, ge=0)
+    tail_rank: int = Field(8, ge=0)
+    latent_rank: int = Field(0, ge=0)
     decoder_rank: int = Field(16, ge=0, description="shared filters that each decoder layer's difference is made of")
     start: bool = True
     rule: bool = Field(True, description="follow the model's learned inner rule, if it has one, in place of the "
@@ -116,7 +116,7 @@ def album(photos: Sequence[PhotoSource] | Tensor, size: int, device: str | torch
     crops, landmarks = [], []
     for photo in photos:
         if isinstance(photo, Tensor) and tuple(photo.shape) == (3, size, size):
-            crops.append(photo.float())
+            crops.append(crop_of(photo))
             landmarks.append(torch.from_numpy(FFHQ_LANDMARKS * size).float())
         else:
             face = single_face(photo, size, device=device)
@@ -125,17 +125,18 @@ def album(photos: Sequence[PhotoSource] | Tensor, size: int, device: str | torch
     return Album(torch.stack(crops).to(device), torch.stack(landmarks).to(device))
 
 
-def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int = 32, *, start: bool = True,
-          seed: int = 0, config: AdaptConfig | None = None, recogniser: recognise.Recogniser | None = None,
-          critic: Discriminator | None = None, progress: bool = False) -> Person:
+def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int | None = None, *,
+          start: bool | None = None, seed: int | None = None, config: AdaptConfig | None = None,
+          recogniser: recognise.Recogniser | None = None, critic: Discriminator | None = None,
+          progress: bool = False) -> Person:
     """Learn one person from 1 or more photos; `model` is not changed.
 
     photos: paths, PIL images, arrays, or tensors; tensors [3, S, S] in [-1, 1] count as aligned crops. steps: gradient
     steps after the identity-conditioned start (0: the start alone; models without one begin at zero). start: use it.
-    config: everything else; `steps`, `start` and `seed` given here win. Where the model has a learned rule (the
-    embedded one has) that decides rates, optimiser and the adapter's shape, unless `config.rule` is False.
-    recogniser: for start and losses; default the one that the model's start was trained with. critic: the discriminator
-    of stage 2, never changed.
+    config: everything else; `steps`, `start` and `seed` given here win over it (default 32, True, 0). Where the model
+    has a learned rule (the embedded one has) that decides rates, optimiser and the adapter's shape, unless
+    `config.rule` is False. recogniser: for start and losses; default the one that the model's start was trained with.
+    critic: the discriminator of stage 2, never changed.
 
     Deterministic for a seed on one machine's CPU, on a GPU up to the order of its sums. Raises PhotoError for no photo,
     or for one that shows no usable face.
@@ -146,7 +147,9 @@ def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int = 
 
 
 def settled(caller: str, model: MetaGPEN, config: AdaptConfig | None, **given: Any) -> AdaptConfig:
-    """The configuration with what was given apart from it. Raises ConfigError for impossible or idle settings."""
+    """The configuration with what was given (not None) apart from it. Raises ConfigError for impossible or idle
+    settings."""
+    given = {key: value for key, value in given.items() if value is not None}
     found = AdaptConfig.from_dict({**(config or AdaptConfig()).model_dump(exclude_unset=True), **given}, source=caller)
     found.check_rule(model)
     return found
@@ -378,7 +381,7 @@ class Objective:
     def __init__(self, model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None,
                  origin: Tensor | None):
         self.model, self.config, self.origin = model, config, origin
-        self.degradation = degrade.by_name("mixed", **config.degradation)
+        self.degradation = degrade.full_size(config.degradation)
         self.recogniser_loss = RecogniserLoss(recogniser) if recogniser else None
         self.autocast = partial(bf16_autocast, model.device, config.bf16)
 

@@ -32,11 +32,11 @@ SETTINGS = "adapt_many.json"
 ENGINES = ("embedded", "ray")
 
 
-def adapt_many(model: MetaGPEN, people: People, steps: int = 32, *, start: bool = True, seed: int = 0,
-               config: AdaptConfig | None = None, recogniser: recognise.Recogniser | None = None,
-               batch: int | None = None, store: PersonStore | None = None, on_error: OnError | None = None,
-               engine: str = "embedded", workers: int | None = None,
-               progress: bool = False) -> MutableMapping[str, Person]:
+def adapt_many(model: MetaGPEN, people: People, steps: int | None = None, *, start: bool | None = None,
+               seed: int | None = None, config: AdaptConfig | None = None,
+               recogniser: recognise.Recogniser | None = None, batch: int | None = None,
+               store: PersonStore | None = None, on_error: OnError | None = None, engine: str = "embedded",
+               workers: int | None = None, progress: bool = False) -> MutableMapping[str, Person]:
     """`adapt` for many people, several in one batch.
 
     people: {name: photos}, or an iterable of (name, photos) that is read as far as needed, so that millions fit. batch:
@@ -52,8 +52,7 @@ def adapt_many(model: MetaGPEN, people: People, steps: int = 32, *, start: bool 
     Returns the store, or without one a dict. A person's result does not depend on who shares the batch, up to float
     rounding.
     """
-    given = {} if batch is None else {"people_per_batch": batch}
-    config = settled("adapt_many", model, config, steps=steps, start=start, seed=seed, **given)
+    config = settled("adapt_many", model, config, steps=steps, start=start, seed=seed, people_per_batch=batch)
     if engine not in ENGINES:
         raise ConfigError(f"engine '{engine}' is not known; choose one of {', '.join(ENGINES)}")
     if engine == "ray" and store is None:
@@ -123,10 +122,12 @@ def keep_settings(store: PersonStore, config: AdaptConfig, recogniser: recognise
     try:
         known = dict(json.loads(store.files.cat_file(path)))
     except FileNotFoundError:
-        store.write(path, json.dumps(wanted, indent=1).encode())
-        return
+        known = None
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: not readable ({error}); delete it to fill the store with other settings") from None
+    if known is None or not len(store):  # settings under which nobody was learned bind nobody
+        store.write(path, json.dumps(wanted, indent=1).encode())
+        return
     other = [f"{key} = {known.get(key)!r} (now {wanted.get(key)!r})" for key in sorted(known.keys() | wanted.keys())
              if known.get(key) != wanted.get(key)]
     if other:

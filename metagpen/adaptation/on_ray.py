@@ -71,12 +71,15 @@ def share_out(ray: Any, model: MetaGPEN, people: Iterable[tuple[str, Photos]], c
     """A batch of people to every worker, and the next to whoever is done."""
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
+    room = gpus or int(there["CPU"])
+    if workers is not None and workers > room:
+        raise ConfigError(f"workers = {workers}: this cluster has room for {room}; give as many or fewer")
     kind = ray.remote(Worker).options(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1,
                                       max_task_retries=RETRIES)
     where = store.files.unstrip_protocol(store.root)
     held = ray.put(copy.deepcopy(model).cpu())
     staff = [kind.remote(held, config, recogniser, where, store.options, "cuda" if gpus else "cpu")
-             for _ in range(workers or gpus or int(there["CPU"]))]
+             for _ in range(workers or room)]
     waiting, size = iter(people), config.people_per_batch or (64 if gpus else 8)
     busy: dict[Any, tuple[Any, Group]] = {}
 

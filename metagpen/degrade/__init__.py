@@ -8,7 +8,7 @@ from .base import Degradation, MixedDegradation
 from .bsrgan import BSRGANDegradation
 from .gfpgan import GFPGANDegradation
 from .heavy import HeavyDegradation
-from .names import NAMES, by_name
+from .names import NAMES, by_name, full_size
 from .none import NoDegradation
 from .pairs import PairsSummary, write_pairs
 
@@ -22,5 +22,6 @@ __all__ = [
     "NoDegradation",
     "PairsSummary",
     "by_name",
+    "full_size",
     "write_pairs",
 ]

@@ -60,6 +60,8 @@ class MixedDegradation(Degradation):
 
     def __init__(self, parts: Sequence[tuple[float, Degradation]]):
         parts = list(parts)
+        if not all(isinstance(weight, int | float) for weight, _ in parts):
+            raise ConfigError(f"the weights of a mixture must be numbers, not {[weight for weight, _ in parts]}")
         if not parts or any(weight < 0 for weight, _ in parts) or not sum(weight for weight, _ in parts) > 0:
             raise ConfigError("a mixture needs (weight, degradation) pairs with weights >= 0, not all of them 0")
         scales = {part.scale for _, part in parts}

@@ -47,9 +47,9 @@ class GFPGANDegradation(Degradation):
         grey: float = 0.01,
         reference_size: int = 512,
     ):
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size must be odd and positive, not {kernel_size}")
-        if reference_size < 1:
+        if not isinstance(reference_size, int) or reference_size < 1:
             raise ConfigError(f"reference_size must be a number of pixels, not {reference_size}")
         self.kernel_size = kernel_size
         self.sigma = check_range("sigma", sigma, 0.0)

@@ -40,7 +40,7 @@ _BUILDERS = {
 NAMES = tuple(sorted(_BUILDERS))
 
 
-def by_name(name: str, **settings: Any) -> Degradation:
+def by_name(name: str, /, **settings: Any) -> Degradation:
     """The degradation of this name with these settings; `ConfigError` for a name or setting that does not exist.
 
     Names are known in any case: "BSRGAN" is "bsrgan".
@@ -57,6 +57,14 @@ def by_name(name: str, **settings: Any) -> Degradation:
                     f"degradation {name!r} has no setting {key!r}{_nearest(key, known)}; known: {', '.join(known)}"
                 )
     return builder(**settings)
+
+
+def full_size(parts: Mapping[str, Any]) -> MixedDegradation:
+    """`by_name("mixed", **parts)` for whoever compares with the truth pixel by pixel: ConfigError for another scale."""
+    found = by_name("mixed", **parts)
+    if found.scale != 1:
+        raise ConfigError(f"degradation: scale = {found.scale} makes smaller photos; restoring needs them at full size")
+    return found
 
 
 def _nearest(name: str, known) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from metagpen import identities
 from metagpen.adaptation.loop import AdaptConfig, album
 from metagpen.atomic import whole_file
-from metagpen.config import Config
+from metagpen.config import Config, Device
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
@@ -126,9 +126,15 @@ class CurveSettings(Config):
     def check(self) -> CurveSettings:
         """Itself. Raises ConfigError for a method that is unknown, or numbers that nobody could measure."""
         for name in self.methods:
-            if set(self.shots_for(name)) - {0, *self.shots}:
+            shots, stops = self.shots_for(name), self.stops_for(name)
+            if methods.by_name(name).photos != "none" and set(shots) - set(self.shots):
                 raise ConfigError(f"shots_of: {name} asks for numbers of photos that are not in shots")
-            if min(self.stops_for(name), default=-1) < 0:
+            for key, values in {"shots_of": shots, "steps_of": stops}.items():
+                if len(set(values)) < len(values):
+                    raise ConfigError(f"{key}: {name} has a number twice")
+            if not shots:
+                raise ConfigError(f"shots_of: {name} needs one or more numbers of photos")
+            if min(stops, default=-1) < 0:
                 raise ConfigError(f"steps of {name}: one or more numbers from 0 on are needed")
         if min(self.shots) < 1:
             raise ConfigError("shots: at least 1 photo is needed to learn from")
@@ -158,7 +164,7 @@ class CurveConfig(CurveSettings):
     lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
     max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
     batch_size: int = Field(16, ge=1, description="restored photos at a time; changes no number")
-    device: str = Field("cpu", description="where people are learned and photos restored; scoring stays on the CPU")
+    device: Device = Field("auto", description="where people are learned and photos restored; scoring stays on the CPU")
     workers: int = Field(1, ge=1, description="processes; people are shared among them")
     threads: int | None = Field(None, ge=1, description="of torch, per process; none: all cores, shared")
     show: list[str] = Field(

@@ -196,7 +196,7 @@ def tables(summed: Sequence[Row]) -> list[tuple[str, str]]:
     found = []
     for dataset, rows in by_dataset(summed).items():
         metrics = [metric for metric in TABLED if metric == "lpips" or any(row["metric"] == metric for row in rows)]
-        for degradation in damaged(row["degradation"] for row in rows):
+        for degradation in damaged((row["degradation"], row["method"]) for row in rows):
             people = rows[0]["identities"]
             heading = f"{dataset}, {degradation} degradation, {people} {'people' if people > 1 else 'person'}"
             found.append((heading, report.figures_table(rows, degradation, recognisers_of(rows), metrics)))
@@ -208,9 +208,9 @@ def sections(summed: Sequence[Row]) -> str:
     return "\n\n".join(f"## {heading}\n\n{table}" for heading, table in tables(summed))
 
 
-def damaged(names: Iterable[str]) -> list[str]:
-    """The degradations among these, once each: not "none", under which true photos stand."""
-    return [name for name in dict.fromkeys(names) if name != "none"]
+def damaged(points: Iterable[tuple[str, str]]) -> list[str]:
+    """The degradations among these (degradation, method), once each; true photos in a restoration's place have none."""
+    return list(dict.fromkeys(name for name, method in points if method != report.CEILING))
 
 
 def csv_text(summed: Sequence[Row]) -> str:
@@ -267,7 +267,7 @@ def curves(records: Sequence[Record], degradation: str, key: str, axis: str) -> 
     """
     groups: dict[str, dict[tuple[int, int], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record.degradation in (degradation, "none") and key in record.values:
+        if report.shown_under(degradation, record.method, record.degradation) and key in record.values:
             groups[record.method][(record.shots, record.steps)].append(record)
     lines = {}
     for method, places in groups.items():
@@ -288,7 +288,7 @@ def plot(records: Sequence[Record], axis: str, recogniser: str | None, title: st
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    degradations = damaged(record.degradation for record in records)
+    degradations = damaged((record.degradation, record.method) for record in records)
     names = list(dict.fromkeys(record.method for record in records))
     colours = {name: colormaps["tab20"](i % 20) for i, name in enumerate(names)}
     measured = {key for record in records for key in record.values}

@@ -213,7 +213,7 @@ def trajectory(build: Callable[[Lesson], Learner], lesson: Lesson, stops: Sequen
     began = time.perf_counter()
     learner, config = build(lesson), lesson.config
     parameters, optimiser = learner.begin, new_optimiser(learner.optimiser)
-    degradation = degrade.by_name("mixed", **config.degradation)
+    degradation = degrade.full_size(config.degradation)
     generator = torch.Generator().manual_seed(config.seed + 1)
     for step in range(stops[-1] + 1):
         if step in stops:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metagpen import identities
-from metagpen.config import Config
+from metagpen.config import Config, Device
 from metagpen.errors import ConfigError
 from metagpen.evaluate import report, tasks
 from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
@@ -45,7 +45,7 @@ class EvaluateConfig(Config):
     max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
     max_queries: int | None = Field(None, ge=2, description="at most so many queries per person; none: all")
     batch_size: int = Field(16, ge=1)
-    device: str = Field("cpu", description="where people are learned and photos restored; scoring stays on the CPU")
+    device: Device = Field("auto", description="where people are learned and photos restored; scoring stays on the CPU")
     lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
     work_dir: str = Field("runs/evaluate", description="records and previews, for continuing an interrupted run")
     output: str | None = Field(None, description="JSON file for the rows")

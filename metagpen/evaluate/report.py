@@ -72,14 +72,14 @@ def rows_of(records: Iterable[Record], dataset: str, machine: str, seed: int = 0
         key: bootstrap_mean(values(group, key), seed).mean
         for (_, method, *_), group in groups.items()
         if method == CEILING
-        for key in next(iter(group.values())).values
+        for key in shared_keys(group, people)
         if key.startswith("identity")
     }
     rows = []
     for (degradation, method, shots, steps), group in groups.items():
         members = [group[person] for person in sorted(people)]
         baseline = groups.get((degradation, BASELINE, 0, 0))
-        for key in members[0].values:
+        for key in shared_keys(group, people):
             metric, _, recogniser = key.partition(":")
             mean = bootstrap_mean(values(group, key), seed)
             gain = (
@@ -116,6 +116,17 @@ def rows_of(records: Iterable[Record], dataset: str, machine: str, seed: int = 0
                 )
             )
     return rows
+
+
+def shared_keys(group: Mapping[str, Record], people: Iterable[str]) -> list[str]:
+    """The metrics that everybody has: a person with a single query has none against other photos."""
+    first, *others = (group[person].values for person in sorted(people))
+    return [key for key in first if all(key in values for values in others)]
+
+
+def shown_under(degradation: str, method: str, own: str) -> bool:
+    """Whether what was measured under `own` belongs into the table of a degradation: true photos into every one."""
+    return method == CEILING or own == degradation
 
 
 def find(rows: Iterable[Row], **keys: Any) -> Row | None:
@@ -293,7 +304,7 @@ def figures_table(
     """
     lines: dict[tuple, list[Row]] = {}
     for row in rows:
-        if row["degradation"] in (degradation, "none"):
+        if shown_under(degradation, row["method"], row["degradation"]):
             lines.setdefault((row["method"], row["shots"], row["steps"]), []).append(row)
     measured = {row["metric"] for row in rows}
     ceiling = find(rows, method=CEILING, metric="identity", recogniser=recognisers[0])

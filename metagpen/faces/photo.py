@@ -295,14 +295,27 @@ def _from_array(array: np.ndarray, name: str = "") -> Image.Image:
     return _to_rgb(Image.fromarray(np.ascontiguousarray(grey)), name)
 
 
+def crop_of(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that counts as an aligned crop: float [3, H, W] in [-1, 1], or uint8, which is scaled. PhotoError for
+    another."""
+    _check_tensor(tensor)
+    return tensor.float().div(127.5).sub(1) if tensor.dtype == torch.uint8 else tensor.float()
+
+
 def _from_tensor(tensor: torch.Tensor) -> Image.Image:
+    _check_tensor(tensor)
+    if tensor.dtype == torch.uint8:
+        return Image.fromarray(tensor.detach().permute(1, 2, 0).contiguous().cpu().numpy())
+    return to_pil(tensor)
+
+
+def _check_tensor(tensor: torch.Tensor) -> None:
     name = describe(tensor)
     if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
         raise PhotoError(f"{name} is not one RGB picture; give [3, H, W] in [-1, 1]")
     if tensor.dtype == torch.uint8:
-        return Image.fromarray(tensor.detach().permute(1, 2, 0).contiguous().cpu().numpy())
+        return
     if not tensor.is_floating_point():
         raise PhotoError(f"{name} has dtype {tensor.dtype}; give float in [-1, 1], or uint8")
     if not torch.isfinite(tensor).all() or tensor.abs().max() > 4:  # a network overshoots 1 by less
         raise PhotoError(f"{name} holds NaN or values far outside [-1, 1]; scale it to [-1, 1]")
-    return to_pil(tensor)

@@ -8,7 +8,7 @@ from .lfw import lfw
 from .listing import find_photos
 from .mine import embed_photos, mine_identities, mining_quality, validated_threshold
 from .packed import PackedPhotos, pack
-from .people import LAYOUTS, People, Photo, load_people, read_split, register_layout, split, write_split
+from .people import LAYOUTS, People, Photo, load_crops, load_people, read_split, register_layout, split, write_split
 from .shards import already_aligned, cut_by_landmarks, read_shards, write_shards
 from .streamed import StreamedPhotos
 
@@ -31,6 +31,7 @@ __all__ = [
     "find_photos",
     "fixed_episode",
     "lfw",
+    "load_crops",
     "load_people",
     "mine_identities",
     "mining_quality",

@@ -7,6 +7,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ class PackedPhotos:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of pixels and landmarks, in their order."""
+        digest = hashlib.sha256(self.images.contiguous().numpy())
+        digest.update(self.landmarks.contiguous().numpy())
+        return digest.hexdigest()
 
     @property
     def size(self) -> int:

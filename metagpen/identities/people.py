@@ -53,7 +53,7 @@ class Photo:
 
 
 class People(Mapping[str, tuple[Photo, ...]]):
-    """An immutable mapping: person's name -> their photos, both in alphabetical order.
+    """An immutable mapping: person's name -> their photos; people in alphabetical order, photos as given.
 
     set_name names the collection; the people of a merged collection are called "set/person" instead.
     """
@@ -173,6 +173,17 @@ def load_people(*roots: str | os.PathLike, layout: str = "folder") -> People:
     return collections[0] if len(collections) == 1 else People.merge(*collections)
 
 
+WHOLE_PHOTOS = frozenset({"celeba", "lfw"})  # layouts whose photos are not crops yet
+
+
+def load_crops(*roots: str | os.PathLike, layout: str = "folder") -> People:
+    """`load_people` for whoever takes every photo as an aligned crop. Raises DataError for a layout of whole photos."""
+    if layout in WHOLE_PHOTOS:
+        raise DataError(f"layout '{layout}': its photos are whole ones, not aligned crops; cut them into shards with "
+                        "metagpen.identities.write_shards, then take the layout shards")
+    return load_people(*roots, layout=layout)
+
+
 def split(people: People, file: str | os.PathLike | None = None, *,
           fractions: Mapping[str, float] | None = None, seed: int = 0, strict: bool = True) -> dict[str, People]:
     """Parts of `people` that share nobody, e.g. {"train": ..., "val": ...}.
@@ -210,8 +221,9 @@ def write_split(parts: Mapping[str, People], file: str | os.PathLike) -> None:
         writer.writerow(["set", "id", "split"])
         for part, people in parts.items():
             for name in people:
-                set_name, person = (people.set_name, name) if people.set_name else name.split("/", 1)
-                writer.writerow([set_name, person, part])
+                merged, slash, person = name.partition("/")  # people of a merged collection are called "set/person"
+                own = (merged, person) if slash and not people.set_name else (people.set_name, name)
+                writer.writerow([*own, part])
 
 
 def _split_rows(file: Path) -> dict[tuple[str, str], tuple[str, int]]:

@@ -6,13 +6,12 @@ place of one with twice the people, take the same meta-steps.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -26,14 +25,14 @@ from torch.optim.swa_utils import AveragedModel
 from .. import recognise
 from ..adaptation import AdaptConfig, adapt
 from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw
-from ..atomic import whole_file
-from ..config import Config, same_run
+from ..atomic import forget_later_steps, whole_file
+from ..config import Config, Device, same_run
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
 from ..evaluate.engine import named_degradations
 from ..evaluate.report import contact_sheet
 from ..faces import to_pil
-from ..identities import PackedPhotos, People, load_people, pack, split
+from ..identities import PackedPhotos, People, load_crops, pack, split
 from ..losses import VGGLoss
 from ..model import MetaGPEN
 from ..person import Parameters, mean_identity
@@ -44,9 +43,10 @@ from ..train import (
     TAKE_ANOTHER,
     ema_with_warmup,
     embed_all,
-    forget_later_steps,
     log_of_step,
+    must_be_finite,
     run_or_go_on,
+    same_photos,
     scheduled,
     tensorboard,
 )
@@ -91,12 +91,19 @@ class QueryObjective(Objective):
         return loss + self.lpips * distance.unflatten(0, (len(loss), -1)).mean(dim=1)
 
 
+class InnerConfig(AdaptConfig):
+    """As in `adapt`, for a rule of fewer steps."""
+
+    steps: int = Field(8, gt=0)
+
+
 class MetaConfig(Config):
     """`metagpen meta-train`. `data`: folders of people; `split`: CSV that marks who learns (`part`) and who is watched
     (`validate_part`).
 
-    `inner`: the inner loss and its degradations, the adapter's shape, and the rates and optimiser to begin from (its
-    `steps` is how many the rule has rates for). `people`: per process and meta-step.
+    `inner`: the inner loss and its degradations, the adapter's shape, the optimiser, and the rates to begin from where
+    `base` has no rule for this optimiser and `schedule` (its `steps` is how many the rule has rates for). `people`: per
+    process and meta-step.
     """
 
     data: list[Path]
@@ -113,7 +120,7 @@ class MetaConfig(Config):
     schedule: str = Field("flat", pattern="^(flat|cosine)$",
                           description="what the rule's rates are multiplied with along a run of any length: nothing, "
                                       "or a warm-up and a cosine")
-    inner: AdaptConfig = AdaptConfig(steps=8, optimiser="adam")
+    inner: InnerConfig = InnerConfig()
     outer: OuterLoss = OuterLoss()
     unroll: tuple[int, int] | None = Field(None, description="fewest and most inner steps that are trained through, "
                                                               "drawn per meta-step, even on a logarithmic scale; "
@@ -143,16 +150,16 @@ class MetaConfig(Config):
     ema: float = 0.99
     pack_size: int | None = Field(None, description="default: the model's size")
     seed: int = 0
-    device: str = "cpu"
+    device: Device = "auto"
     threads: int | None = None
-    save_every: int = 50
-    validate_every: int = 200
+    save_every: int = Field(50, gt=0)
+    validate_every: int = Field(200, gt=0)
     validate_part: str = Field("val", description="of the split, who is watched")
-    validate_people: int = 8
-    validate_queries: int = 6
-    validate_steps: list[int] = Field([], description="inner steps to validate at; default: none and inner.steps; "
-                                                      "the last decides which model is best")
-    validate_degradations: list[str] = ["heavy", "moderate"]
+    validate_people: int = Field(8, gt=0)
+    validate_queries: int = Field(6, gt=0)
+    validate_steps: list[Annotated[int, Field(ge=0)]] = Field(
+        [], description="inner steps to validate at; the last decides which model is best; default: 0 and inner.steps")
+    validate_degradations: list[str] = Field(["heavy", "moderate"], min_length=1)
     scorer: str | None = Field(None, description="recogniser that judges validation; default: the start's")
     card: dict[str, Any] = Field({}, description="added to the model's card")
 
@@ -178,7 +185,8 @@ class Trainer:
         self.folder, self.device = Path(config.output_dir), torch.device(config.device)
         self.rank, self.world = process_of_run(config.device)
         self.loop, self.engine = choose(OUTER_LOOPS, "loop", config.loop), choose(ENGINES, "engine", config.engine)
-        self.step, self.best = 0, float("-inf")
+        self.step, self.best, self.validated, self.base = 0, float("-inf"), 0, model.fingerprint
+        self.degradations = named_degradations(config.validate_degradations)
         self.model = self._with_rule(model).to(self.device)
         if self.model.start is not None and self.model.start.appearance is not None:
             data.appearances = see_all(self.model, data.photos)
@@ -358,8 +366,9 @@ class Trainer:
         record = {"step": self.step, "loss": float(loss), "factor": factor}
         for group in self.optimiser.param_groups:
             group["lr"] = factor * group["base_lr"]
-            record[f"gradient_{group['name']}"] = float(torch.nn.utils.clip_grad_norm_(group["params"],
-                                                                                       self.config.clip))
+            norm = torch.nn.utils.clip_grad_norm_(group["params"], self.config.clip)
+            must_be_finite(norm, self)
+            record[f"gradient_{group['name']}"] = float(norm)
         self.optimiser.step()
         self.average.update_parameters(self.model)
         self.step += 1
@@ -382,13 +391,12 @@ class Trainer:
         model._fingerprint = None
         shots, figures, rows = config.shots[1], {}, []
         followed = AdaptConfig(**config.inner.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
-        degradations = named_degradations(config.validate_degradations)
         for name in list(self.data.watched)[:config.validate_people]:
             task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries)
             truth = self._embed(task.queries, task.landmarks)
             persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=followed,
                                     recogniser=self.recogniser) for steps in self.validate_steps}
-            for kind, degradation in degradations.items():
+            for kind, degradation in self.degradations.items():
                 poor = tasks.damage(task, kind, degradation, config.seed).to(self.device)
                 outputs = {"generic": model.restore(poor).cpu()}
                 outputs |= {f"steps {steps}": person.restore_batch(poor).cpu() for steps, person in persons.items()}
@@ -415,7 +423,8 @@ class Trainer:
         """`last.pt`: everything needed to resume exactly; `ema.safetensors`: the averaged model, ready to load."""
         if self.rank:
             return
-        state = {"step": self.step, "best": self.best, "config": self.config.model_dump_json(),
+        state = {"step": self.step, "best": self.best, "validated": self.validated,
+                 "config": self.config.model_dump_json(), "base": self.base, "photos": self.data.photos.digest,
                  "learned": {name: value for own in self.groups.values() for name, value in own.items()},
                  "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
         with whole_file(self.folder / "last.pt") as temporary:
@@ -427,9 +436,12 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location=self.device)
-        then, now = ({key: value for key, value in config.items() if key not in FREE_TO_CHANGE}
-                     for config in (json.loads(state["config"]), self.config.model_dump(mode="json")))
-        same_run(path, then, now, TAKE_ANOTHER)
+        same_run(path, MetaConfig.as_stored(state["config"], FREE_TO_CHANGE),
+                 self.config.model_dump(mode="json", exclude=FREE_TO_CHANGE), TAKE_ANOTHER)
+        same_photos(path, state, self.data.photos)
+        if state.get("base", self.base) != self.base:
+            raise CheckpointError(f"{path}: the run began from another model than {self.config.base} is now; give it "
+                                  "that one, or take another output_dir")
         mine = {name: value for own in self.groups.values() for name, value in own.items()}
         if mine.keys() != state["learned"].keys():
             raise CheckpointError(f"{path}: learned other weights than this configuration does; take another "
@@ -440,6 +452,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best = state["step"], state["best"]
+        self.validated = state.get("validated", self.step)
         return True
 
     # -- the loop ---------------------------------------------------------------------------------------------
@@ -454,16 +467,17 @@ class Trainer:
         with (ProgressBar(*columns, console=console, disable=self.rank > 0) as progress,
               (self.folder / f"log{self.rank or ''}.jsonl").open("a") as log):
             bar = progress.add_task("meta-train", total=config.meta_steps, completed=self.step)
+            if self.validated < self.step == config.meta_steps:  # interrupted while it looked at the finished model
+                self._validate_and_keep({"step": self.step - 1}, console)
+                self.save()
             while self.step < config.meta_steps:
                 record = {"step": self.step}
                 with log_of_step(log, record, self):
                     with finishing():
                         record |= self.train_step()
                     last = self.step == config.meta_steps
-                    if self.rank == 0 and (self.step % config.validate_every == 0 or last):
-                        record |= self.validate()
-                        console.print({name: round(value, 4) for name, value in record.items()})
-                        self._keep_best(record)
+                    if self.step % config.validate_every == 0 or last:
+                        self._validate_and_keep(record, console)
                 for name, value in record.items() if board else ():
                     board.add_scalar(name, value, self.step)
                 if self.step % config.save_every == 0 or last:
@@ -472,8 +486,14 @@ class Trainer:
                                 f"{record['people_per_second']:.2f} people/s")
         return self.folder / "ema.safetensors"
 
-    def _keep_best(self, record: dict[str, float]) -> None:
-        """`best.safetensors`: the largest identity gain after all steps under the first degradation so far."""
+    def _validate_and_keep(self, record: dict[str, float], console: Console) -> None:
+        """Adds the validation's figures to the record; `best.safetensors` is the model of the largest identity gain
+        after all steps under the first degradation so far."""
+        if self.rank:
+            return
+        record |= self.validate()
+        self.validated = self.step
+        console.print({name: round(value, 4) for name, value in record.items()})
         value = record[f"{self.config.validate_degradations[0]}_identity_gain_{self.validate_steps[-1]}"]
         if value > self.best:
             self.best = value
@@ -527,7 +547,7 @@ def prepare(config: MetaConfig) -> Trainer:
     if config.learn_start and model.start is not None and model.start.embedding_dim != recogniser.dim:
         raise ConfigError(f"base: the start of {config.base} reads embeddings of {model.start.embedding_dim} numbers, "
                           f"its recogniser '{name}' gives {recogniser.dim}")
-    parts = split(load_people(*config.data, layout=config.layout), config.split)
+    parts = split(load_crops(*config.data, layout=config.layout), config.split)
     for part in (config.part, config.validate_part):
         if part not in parts:
             raise DataError(f"{config.split}: no person of these folders is marked '{part}'")

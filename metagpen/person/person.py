@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import CheckpointError, PhotoError
+from ..errors import CheckpointError, ConfigError, PhotoError
 from ..faces import PhotoSource
 from ..tensors import differences, pack_tensors, shapes, some, unpack_tensors, write_tensors
 from .adapter import AdapterSpec, Parameters, new_parameters, personal_forward
@@ -53,10 +53,10 @@ class Person:
     def restore_batch(self, images: Tensor, strength: float = 1.0) -> Tensor:
         """Aligned faces [B, 3, S, S] in [-1, 1] -> restored, same shape, clamped to [-1, 1].
 
-        strength: 0 is the generic model bit for bit, 1 fully personal. Raises ValueError outside [0, 1].
+        strength: 0 is the generic model bit for bit, 1 fully personal. Raises ConfigError outside [0, 1].
         """
         if not 0 <= strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], not {strength}")
+            raise ConfigError(f"strength must lie in [0, 1], not {strength}")
         size = self.model.size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
             raise PhotoError(f"this model restores aligned faces [B, 3, {size}, {size}], not {tuple(images.shape)}")

@@ -90,11 +90,21 @@ class InnerRule(nn.Module):
 
     @torch.no_grad()
     def take(self, other: InnerRule) -> None:
-        """What another rule learned, wherever a tensor of the same name and shape is here."""
-        theirs = other.state_dict()
-        for name, value in self.state_dict().items():
-            if name in theirs and theirs[name].shape == value.shape:
-                value.copy_(theirs[name])
+        """What another rule learned, wherever a tensor of the same name and shape is here.
+
+        Rates only mean the same under the same optimiser and schedule: under others, one's own stay. Those kept for
+        another number of steps become what they say for a run of this one's.
+        """
+        for name, value in self.initial.items():
+            if name in other.initial and other.initial[name].shape == value.shape:
+                value.copy_(other.initial[name])
+        if (self.config.optimiser, self.config.schedule) != (other.config.optimiser, other.config.schedule):
+            return
+        longer = other.shrink * math.log(other.config.steps / self.config.steps)
+        for name, value in self.log_rates.items():
+            if name in other.log_rates and other.log_rates[name].shape == value.shape:
+                value.copy_(other.log_rates[name] + longer)
+        self.shrink.copy_(other.shrink)
 
     def to_dict(self) -> dict:
         """What rebuilds it, beside its tensors."""

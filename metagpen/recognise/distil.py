@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Config
+from ..atomic import forget_later_steps, whole_file
+from ..config import Config, same_run
 from ..devices import bf16_autocast
-from ..errors import ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError
 from ..identities import People, Photo, split
 from ..tensors import write_tensors
 from .align import warp
@@ -37,6 +38,9 @@ from .verify import verification
 
 VIEW = 128  # side of the picture that the teacher sees
 MARGIN = 16  # pixels kept around it, so that jitter finds real pixels
+
+# What a resumed run may have otherwise: nothing that shaped its numbers so far.
+FREE_TO_CHANGE = {"output", "threads", "device", "compile", "save_every", "check_every"}
 
 
 class DistilConfig(Config):
@@ -310,16 +314,21 @@ class Trainer:
     def save(self) -> None:
         state = {"step": self.step, "student": self.student.state_dict(), "average": self.average.state_dict(),
                  "moments": self.moments, "optimiser": self.optimiser.state_dict(),
-                 "generator": self.generator.get_state()}
-        temporary = self.output / "state.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self.output / "state.pt")
+                 "generator": self.generator.get_state(), "config": self.config.model_dump_json()}
+        with whole_file(self.output / "state.pt") as temporary:
+            torch.save(state, temporary)
 
     def resume(self) -> bool:
         path = self.output / "state.pt"
         if not path.is_file():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
+        if "config" not in state:
+            raise CheckpointError(f"{path}: is of an earlier version, which did not keep its settings; take another "
+                                  "output")
+        same_run(path, DistilConfig.as_stored(state["config"], FREE_TO_CHANGE),
+                 self.config.model_dump(mode="json", exclude=FREE_TO_CHANGE),
+                 "take another output, or the settings it began with")
         for name in ("student", "average"):
             getattr(self, name).load_state_dict(state[name])
         self.moments = state["moments"]
@@ -355,6 +364,7 @@ def distil(config: DistilConfig) -> Trainer:
     truth = torch.cat([trainer.teach(trainer.pixels(part))[1] for part in views.split(64)]).cpu()
     people = [name for name, photos in held_out.items() for _ in photos]
     start, first = time.monotonic(), trainer.step
+    forget_later_steps(trainer.output / "log.jsonl", trainer.step + 1)
     with (trainer.output / "log.jsonl").open("a") as log:
         def write(**entry: object) -> None:
             log.write(json.dumps(entry) + "\n")

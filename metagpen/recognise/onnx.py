@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -42,11 +43,19 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            raise ConfigError(f"{self.path}: an ONNX recogniser only scores; no gradient flows through it. "
-                              "Use a native one (\"embedded\", .pth, .ckpt, .xml) in a loss")
+            raise self._only_scores()
         pixels = x.detach().float().cpu().numpy()
         parts = [self._run(part) for part in np.split(pixels, len(pixels))] if self.single else [self._run(pixels)]
         return torch.from_numpy(np.concatenate(parts)).to(x.device)
+
+    def _only_scores(self) -> ConfigError:
+        return ConfigError(f"{self.path}: an ONNX recogniser only scores; no gradient flows through it and it shows no "
+                           "feature maps. Use a native one (\"embedded\", .pth, .ckpt, .xml) in a loss")
+
+    def perceive(self, x: Tensor) -> NoReturn:
+        raise self._only_scores()
+
+    features = perceive
 
 
 # A protocol buffer is a row of (field number, wire type) keys with their values. To see the first operations of
