@@ -57,6 +57,7 @@ def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path
         **shared, "loop": loop, "base": str(begin), "meta_steps": arguments.meta_steps, "device": arguments.device,
         "data": [photos / "celeba_wild_256", photos / "lfw_176"], "split": measure.PEOPLE, "part": "kept",
         "loss_recogniser": str(SHARED / "weights" / Path(shared["loss_recogniser"]).name), "output_dir": folder,
+        "cache_dir": RUNS / "cache",
         "validate_every": arguments.meta_steps, "validate_people": 1, "validate_queries": 1, "validate_steps": [0],
     })  # fmt: skip
     model = meta_train(config)

@@ -53,13 +53,14 @@ from .losses import (
 )
 from .model import MetaGPEN
 from .person.start import IdentityStart
+from .schedule import warmup_cosine
 from .tensors import write_tensors
 from .weights import load
 from .workers import finishing
 
 JUDGED = slice(1, 4)  # of VGG-16's depths; the finest costs much, and the critic sees brightness there anyway
 # What a resumed run may have otherwise: nothing that shaped its numbers so far.
-FREE_TO_CHANGE = {"output_dir", "device", "threads", "workers", "card", "save_every", "sheet_every"}
+FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "workers", "card", "save_every", "sheet_every"}
 TAKE_ANOTHER = "take another output_dir, or the configuration that the run began with"
 
 
@@ -88,8 +89,8 @@ class Stage(Config):
     size: int = Field(gt=0)
     steps: int = Field(gt=0)
     batch_size: int = Field(16, gt=0)
-    lr: float = 2e-3
-    lr_final: float = 2e-4
+    lr: float = Field(2e-3, gt=0)
+    lr_final: float = Field(2e-4, ge=0)
     lr_d: float = 2e-3
     beta1: float = 0.9
     warmup: int = 100
@@ -110,6 +111,8 @@ class TrainConfig(Config):
     split: Path
     layout: str = Field("folder", description="of `data`: folder, celeba_hq, celeba, ffhq, lfw, grouped or shards")
     output_dir: Path = Path("runs/base_128")
+    cache_dir: Path | None = Field(None, description="of packed photos and their embeddings, which runs may share; "
+                                                     "default: cache in output_dir")
     init: str | None = Field(None, description="model to begin from instead of random weights, e.g. embedded")
     channel_multiplier: float = 1
     narrow: float = 0.25
@@ -249,12 +252,6 @@ def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool
     embeddings = torch.cat(parts)
     write_tensors(file, {"embeddings": embeddings})
     return embeddings
-
-
-def scheduled(done: int, steps: int, warmup: int, first: float, last: float) -> float:
-    """A rate after `done` of `steps`: a cosine from `first` to `last`, times a linear warm-up."""
-    cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, done / steps))).item())
-    return min(1.0, (done + 1) / max(1, warmup)) * (last + (first - last) * cosine)
 
 
 def ema_with_warmup(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
@@ -456,7 +453,8 @@ class Trainer:
 
     def _lr(self) -> float:
         stage = self.stage
-        return scheduled(self.step - self.stage_start, stage.steps, stage.warmup, stage.lr, stage.lr_final)
+        done = self.step - self.stage_start
+        return stage.lr * warmup_cosine(done, stage.steps, stage.warmup, stage.lr_final / stage.lr)
 
     def _to_device(self, batch: Batch) -> Batch:
         return Batch(*[getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__])
@@ -635,7 +633,7 @@ def prepare(config: TrainConfig) -> Trainer:
     degradation = degrade.full_size(config.degradation)
     if any(stage.loss.lpips or (stage.loss.projected and stage.critic_sees == "vgg") for stage in config.stages):
         VGGLoss()  # its weights had better be missing now than after the stages before
-    parts, cache = {}, Path(config.output_dir) / "cache"
+    parts, cache = {}, config.cache_dir or config.output_dir / "cache"
     for name in ("train", "val"):
         if name not in parts_of_people:
             raise DataError(f"{config.split}: no person of these folders is marked '{name}'")

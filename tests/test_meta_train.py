@@ -123,7 +123,7 @@ def test_the_start_learns_to_look_at_the_photos(config, tiny_model, tiny_recogni
     config = meta.MetaConfig.from_dict({**config.model_dump(exclude_unset=True), "unroll": [0, 0], "shots": [2, 2],
                                         "start_appearance": True, "lr_start": 1e-2})
     trainer = meta.prepare(config)
-    assert trainer.data.appearances.shape == (16, 16)  # of 16 photos
+    assert trainer.appearances.shape == (16, 16)  # of 16 photos
     model = MetaGPEN.from_file(meta.meta_train(config)).frozen()
     assert model.start.appearance.weight.any()
 

@@ -38,7 +38,8 @@ from ..model import MetaGPEN
 from ..person import Parameters, mean_identity
 from ..person.bases import DecoderBases
 from ..person.rule import InnerRule, RuleConfig
-from ..person.start import IdentityStart, MixtureHead
+from ..person.start import MixtureHead
+from ..schedule import warmup_cosine
 from ..train import (
     TAKE_ANOTHER,
     ema_with_warmup,
@@ -47,7 +48,6 @@ from ..train import (
     must_be_finite,
     run_or_go_on,
     same_photos,
-    scheduled,
     tensorboard,
 )
 from ..weights import load
@@ -56,9 +56,9 @@ from . import ENGINES, OUTER_LOOPS, Problem, Progress
 from .problem import where_people_begin
 
 # What a resumed run may have otherwise: nothing that shaped its numbers so far.
-FREE_TO_CHANGE = {"output_dir", "device", "threads", "card", "save_every", "validate_every", "validate_part",
-                  "validate_people", "validate_queries", "validate_steps", "validate_degradations", "scorer",
-                  "meta_steps"}
+FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "card", "save_every", "meta_steps", "scorer",
+                  "validate_every", "validate_part", "validate_people", "validate_queries", "validate_steps",
+                  "validate_degradations"}
 
 
 class OuterLoss(Config):
@@ -112,6 +112,8 @@ class MetaConfig(Config):
     part: str = Field("train", description="of the split, whom to learn on: best people whom the base's training left "
                                            "out, because on people it knows hardly any step is worth taking")
     output_dir: Path = Path("runs/meta_128")
+    cache_dir: Path | None = Field(None, description="of packed photos and their embeddings, which runs may share; "
+                                                     "default: cache in output_dir")
     base: str = Field("embedded", description="the model to begin from")
     loss_recogniser: str | None = Field(None, description="the one in the losses; default: the start's")
     loop: str = Field("lslr", description="one of " + ", ".join(OUTER_LOOPS))
@@ -166,13 +168,11 @@ class MetaConfig(Config):
 
 @dataclass
 class Data:
-    """Packed training photos with their embeddings and, if the start is to look at it, their w; and the people that
-    are watched."""
+    """Packed training photos with their embeddings, and the people that are watched."""
 
     photos: PackedPhotos
     embeddings: Tensor
     watched: People
-    appearances: Tensor | None = None
 
 
 class Trainer:
@@ -188,8 +188,8 @@ class Trainer:
         self.step, self.best, self.validated, self.base = 0, float("-inf"), 0, model.fingerprint
         self.degradations = named_degradations(config.validate_degradations)
         self.model = self._with_rule(model).to(self.device)
-        if self.model.start is not None and self.model.start.appearance is not None:
-            data.appearances = see_all(self.model, data.photos)
+        looks = self.model.start is not None and self.model.start.appearance is not None
+        self.appearances = see_all(self.model, data.photos) if looks else None
         self.query_objective = QueryObjective(self.model, outer_config(config), in_losses, config.outer.lpips,
                                               VGGLoss().to(self.device) if config.outer.lpips else None)
         self.places = self._eligible()
@@ -221,7 +221,7 @@ class Trainer:
         if config.start_mixtures and model.start is not None and model.start.mixtures is None:
             model.start.mixtures = self._new_mixtures(model)
         if config.start_appearance and model.start is not None and model.start.appearance is None:
-            model.start.appearance = IdentityStart(**model.start.config(), appearance=True).appearance
+            model.start.look_at_appearance()
         return MetaGPEN(model.gpen, model.start, card, rule, bases).requires_grad_(False)
 
     def _new_mixtures(self, model: MetaGPEN) -> MixtureHead:
@@ -279,7 +279,7 @@ class Trainer:
                 value.requires_grad_(True)
         moving = sorted(name for name in groups["slow"] if name.startswith(("gpen.ecd", "gpen.final_linear.",
                                                                             "gpen.generator.style.")))
-        if moving and self.data.appearances is not None:
+        if moving and self.appearances is not None:
             raise ConfigError(f"slow: {moving[0]} makes the w that the start looks at, which is computed once; take it "
                               "out")
         return groups
@@ -305,8 +305,8 @@ class Trainer:
             query.append((truth, inner_objective.degradation(truth, generator), photos.landmarks[candidates]))
             albums.append(Album(photos.batch(support).to(self.device), photos.landmarks[support].to(self.device)))
             identities.append(mean_identity(self.data.embeddings[support]))
-            if self.data.appearances is not None:
-                appearances.append(self.data.appearances[support].mean(dim=0))
+            if self.appearances is not None:
+                appearances.append(self.appearances[support].mean(dim=0))
             generators.append(generator)
         steps = self.inner_steps(step)
         batches = [draw(albums, inner_objective.degradation, config.inner, generators) for _ in range(steps)]
@@ -377,7 +377,7 @@ class Trainer:
 
     def _factor(self) -> float:
         """What every group's rate is multiplied with."""
-        return scheduled(self.step, self.config.meta_steps, self.config.warmup, 1.0, self.config.lr_final)
+        return warmup_cosine(self.step, self.config.meta_steps, self.config.warmup, self.config.lr_final)
 
     # -- watching ---------------------------------------------------------------------------------------------
 
@@ -551,7 +551,7 @@ def prepare(config: MetaConfig) -> Trainer:
     for part in (config.part, config.validate_part):
         if part not in parts:
             raise DataError(f"{config.split}: no person of these folders is marked '{part}'")
-    cache = Path(config.output_dir) / "cache"
+    cache = config.cache_dir or config.output_dir / "cache"
     photos = pack(parts[config.part], config.pack_size or model.size, cache, workers=2)
     if photos.size != model.size:
         raise ConfigError(f"pack_size: the base restores {model.size} px, not {photos.size}")

@@ -119,9 +119,14 @@ class IdentityStart(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.gate = Gate(n_latent, style_dim)
         self.mixtures = None if mixtures is None else MixtureHead(hidden, **mixtures)
-        self.appearance = nn.Linear(style_dim, hidden, bias=False) if appearance else None
+        self.appearance: nn.Linear | None = None
         if appearance:
-            nn.init.zeros_(self.appearance.weight)
+            self.look_at_appearance()
+
+    def look_at_appearance(self) -> None:
+        """From now on it looks at the mean w too, which says nothing until that is learned."""
+        self.appearance = nn.Linear(self.style_dim, self.hidden, bias=False)
+        nn.init.zeros_(self.appearance.weight)
 
     def features(self, identity: Tensor, appearance: Tensor | None = None) -> Tensor:
         linear, activation = self.body

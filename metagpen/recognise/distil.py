@@ -29,6 +29,7 @@ from ..config import Config, same_run
 from ..devices import bf16_autocast
 from ..errors import CheckpointError, ConfigError, DataError
 from ..identities import People, Photo, split
+from ..schedule import warmup_cosine
 from ..tensors import write_tensors
 from .align import warp
 from .loading import load
@@ -222,11 +223,7 @@ class Trainer:
         c = self.config
         apart = self.step < c.apart
         peak, floor, start, end = (c.rate, 0.1, 0, c.apart) if apart else (c.rate_joined, 0.0, c.apart, c.steps)
-        done = self.step - start
-        if done < c.warmup:
-            return peak * (done + 1) / c.warmup
-        share = (done - c.warmup) / max(1, end - start - c.warmup)
-        return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
+        return peak * warmup_cosine(self.step - start, end - start, c.warmup, floor)
 
     def pixels(self, faces: Tensor) -> Tensor:
         """uint8 -> [-1, 1] on the device."""
