@@ -55,6 +55,11 @@ class CommandGroup(TyperGroup):
         except KeyboardInterrupt:
             say_error("interrupted")
             raise typer.Exit(130) from None
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            say_error("error: not enough memory; try a smaller --batch or model, fewer photos, or --device cpu")
+            raise typer.Exit(2) from error
 
 
 app = typer.Typer(
@@ -290,7 +295,7 @@ def adapt_many(
     """Learn many people into a store; after an interruption the same command goes on."""
     import metagpen
 
-    people = people_folders(photos)
+    people = people_folders(photos, apart=output)
     flags = given_flags(steps=steps, start=start, seed=seed, people_per_batch=batch)
     settings = metagpen.AdaptConfig.from_yaml(config, (overrides or []) + flags)
     store = metagpen.PersonStore(output, metagpen.load(model, device=pick_device(device)))
@@ -310,14 +315,14 @@ def adapt_many(
         raise typer.Exit(1)
 
 
-def people_folders(folder: Path) -> dict[str, list[Path]]:
-    """{name of a sub-folder: the photos in it}. Raises DataError for a folder without any."""
+def people_folders(folder: Path, apart: str) -> dict[str, list[Path]]:
+    """{name of a sub-folder: the photos in it}, but for the folder `apart`. Raises DataError for one without any."""
     from .faces import photos_in
 
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     people = {own.name: photos_in(own) for own in sorted(folder.resolve().iterdir())
-              if own.is_dir() and not own.name.startswith(".")}
+              if own.is_dir() and not own.name.startswith(".") and own != Path(apart).resolve()}
     if not people:
         raise DataError(f"{folder}: no sub-folders; one per person is needed, with the photos in it")
     return people
@@ -561,6 +566,14 @@ def in_words(error: Exception) -> str:
         advice = ADVICE.get(error.errno)
         text = f"{where}{error.strerror}" + (f"; {advice}" if advice else "")
     return " ".join(text.split())
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, the machine's or a GPU's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "t allocate memory" in str(error))
 
 
 def given_flags(**flags: Any) -> list[str]:

@@ -78,6 +78,9 @@ def run_demo(
     recogniser = recognise.load("embedded")
     worsen = degrade.by_name(degradation)
     output = Path(output_dir)
+    if Path(album).is_dir() and Path(album).resolve() in (output.resolve(), *output.resolve().parents):
+        raise DataError(f"{output}: lies in the album, whose photos it could take the place of; choose another output "
+                        "folder")
     output.mkdir(parents=True, exist_ok=True)
     results = []
     for name, photos in people.items():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # parameters of glibc's mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+UNKNOWN = 2**31  # bytes that are taken to be free where nothing says
 
 
 def keep_freed_memory() -> bool:
@@ -33,7 +34,8 @@ def keep_freed_memory() -> bool:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that could still be taken on a device: a GPU's own, else the machine's, or less where a control group
-    (a container) limits it. Systems that do not say what is free are counted as half empty."""
+    (a container) limits it. Systems that do not say what is free are counted as half empty, or, where they do not say
+    what they have either, as having 2 GiB."""
     if device.type == "cuda":
         import torch
 
@@ -42,8 +44,11 @@ def free_memory(device: torch.device) -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except OSError:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (OSError, StopIteration):
+        try:
+            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        except (AttributeError, ValueError):  # Windows
+            available = UNKNOWN
     return min(available, control_group_memory())
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, PhotoError
 from .gpen import GPEN
 from .person.adapter import Parameters
 from .person.bases import DecoderBases
@@ -100,10 +100,20 @@ class MetaGPEN(nn.Module):
             self._random_bases[rank] = DecoderBases.random(self.gpen, rank)
         return self._random_bases[rank].of(rank)
 
+    def faces(self, images: Tensor) -> Tensor:
+        """Aligned faces [B, 3, S, S] in [-1, 1] as the network takes them: where it lies, in its precision, and in the
+        layout that is faster on CPUs. Raises PhotoError for other shapes, and for whole numbers."""
+        if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != (3, self.size, self.size):
+            shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise PhotoError(f"this model restores aligned faces [B, 3, {self.size}, {self.size}], not {shape}")
+        if not images.is_floating_point():
+            raise PhotoError(f"aligned faces must be floats in [-1, 1], not {images.dtype}")
+        return images.to(self.gpen.ecd0[0][0].weight, memory_format=torch.channels_last)
+
     @torch.no_grad()
     def restore(self, images: Tensor) -> Tensor:
         """The generic restoration of aligned faces [B, 3, S, S] in [-1, 1]; same shape, clamped to [-1, 1]."""
-        images = images.to(self.device, memory_format=torch.channels_last)  # faster on CPU
+        images = self.faces(images)
         return self.gpen(images, self.look(images)[1]).clamp(-1, 1)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import load, save, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .atomic import whole_file
@@ -16,13 +15,10 @@ from .atomic import whole_file
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     """A safetensors file at `path`: written under a temporary name beside it, then renamed; folders are made.
 
-    Its permissions are those of any new file (safetensors itself writes files that only their owner can read).
+    Its permissions are those of any new file (safetensors itself would write one that only its owner can read).
     """
     with whole_file(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, dict(metadata or {}))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.write_bytes(pack_tensors(tensors, metadata or {}))
     return Path(path)
 
 

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY
 from PIL import Image
 from typer.testing import CliRunner
 
 import metagpen
+import metagpen.weights
 from metagpen.cli import app, given_flags, restore_targets
 from metagpen.errors import DataError
 
@@ -49,6 +51,18 @@ def test_the_reference_in_docs_knows_every_command():
 def test_version():
     result = run("--version")
     assert result.exit_code == 0 and result.output.strip() == f"metagpen {metagpen.__version__}"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_too_little_memory_is_told_in_a_line(monkeypatch, error):
+    def raised(*_, **__):
+        raise error
+
+    monkeypatch.setattr(metagpen.weights, "available", raised)
+    assert "not enough memory" in error_line("weights")
+    monkeypatch.setattr(metagpen.weights, "available", lambda: 1 / 0)
+    assert isinstance(run("weights").exception, ZeroDivisionError), "a fault of ours keeps its traceback"
 
 
 def test_an_unknown_flag_is_a_usage_error():

@@ -295,6 +295,8 @@ def test_wrong_shapes_are_named():
         HeavyDegradation()(torch.zeros(3, 8, 8), rng())
     with pytest.raises(ConfigError, match="too small"):
         BSRGANDegradation(4)(torch.zeros(1, 3, 3, 3), rng())
+    with pytest.raises(ConfigError, match="floats in .* not torch.uint8"):
+        HeavyDegradation()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), rng())
 
 
 # BSRGAN

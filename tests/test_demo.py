@@ -110,3 +110,9 @@ def test_the_seed_decides(seen, album, tmp_path):
 def test_no_photo_no_person(tmp_path):
     with pytest.raises(DataError, match="at least 1"):
         demo.run_demo("own", tmp_path, shots=0)
+
+
+def test_the_pictures_never_take_the_place_of_photos(seen, album, tmp_path):
+    for output in (tmp_path, tmp_path / "ada", tmp_path / "deep" / "out"):
+        with pytest.raises(DataError, match="lies in the album"):
+            demo.run_demo(str(tmp_path), output)

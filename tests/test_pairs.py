@@ -198,3 +198,13 @@ def test_progress_is_drawn_only_when_asked(photos, tmp_path, capsys):
     write_pairs(photos, tmp_path / "shown", num_workers=0)
     out, err = capsys.readouterr()
     assert out == "" and "Writing pairs" in err
+
+
+@pytest.mark.parametrize("inside", ["GT", "LR"])
+def test_photos_are_never_written_over(tmp_path, inside):
+    (tmp_path / inside).mkdir()
+    save_photo(tmp_path / inside / "002.png")
+    before = (tmp_path / inside / "002.png").read_bytes()
+    with pytest.raises(DataError, match="written over the photos"):
+        write_pairs(tmp_path / inside, tmp_path, num_workers=0, overwrite=True, progress=False)
+    assert (tmp_path / inside / "002.png").read_bytes() == before

@@ -1,5 +1,7 @@
 """The adapter, the Person and its file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -290,3 +292,17 @@ def test_bad_arguments(tiny_model):
         spec = AdapterSpec()
         personal_forward(tiny_model.gpen, torch.zeros(3, 3, tiny_model.size, tiny_model.size),
                          somebody(tiny_model, spec, people=2), spec)
+
+
+def test_a_file_that_asks_for_all_memory_is_refused_before_any_is_taken(tiny_model, tmp_path):
+    person = Person(tiny_model, AdapterSpec(2, 2, 1), somebody(tiny_model, AdapterSpec(2, 2, 1)), {})
+    lying = [Person(tiny_model, replace(person.spec, **{rank: 10**12}), person.parameters, {}).to_bytes()
+             for rank in ("tail_rank", "latent_rank", "decoder_rank")]
+    for data in lying[:2]:  # factors of a lower rank than the file says are read as they are
+        assert same_tensors(Person.from_bytes(data, tiny_model), person)
+    with pytest.raises(CheckpointError, match="a damaged Person file"):
+        Person.from_bytes(lying[2], tiny_model)
+
+
+def same_tensors(a: Person, b: Person) -> bool:
+    return all(torch.equal(a.parameters[name], value.half().float()) for name, value in b.parameters.items())

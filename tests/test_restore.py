@@ -1,12 +1,13 @@
 """Whole photos: who is matched, what is pasted where, what of a file is kept, and the null space."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 from test_cli import error_line, run
 
 import metagpen
@@ -382,6 +383,36 @@ def test_pictures_are_not_written_as_something_unknown(tmp_path):
     with pytest.raises((ValueError, SystemError, OSError)):
         save_photo(broken, tmp_path / "a.jpg")
     assert (tmp_path / "a.jpg").read_text() == "kept" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_photo_says_of_itself_never_keeps_its_restoration_from_being_written(tmp_path):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[34377], info[37724], info[270] = b"8BIM thumbnail", b"layers", "a description"
+    info[65000] = "x" * 70_000
+    smooth_photo().save(tmp_path / "old.tif", tiffinfo=info)
+    image, extras = load_with_extras(tmp_path / "old.tif")
+    for resolution in ((0.0, 0.0), (float("nan"), 1.0), (4294967295, 4294967295), (72, 72)):
+        photo = smooth_photo()
+        photo.info["dpi"] = resolution
+        kept = load_with_extras(photo)[1].info.get("dpi")
+        assert kept == (resolution if resolution == (72, 72) else None)
+    image = with_extras(image, extras)
+    save_photo(image, tmp_path / "new.png")
+    with Image.open(tmp_path / "new.png") as new:
+        exif = new.getexif()
+        assert exif[270] == "a description"
+        assert not {34377, 37724} & set(exif), "Photoshop's layers show the old picture"
+    with pytest.warns(UserWarning, match="too long for a JPEG"):
+        save_photo(image, tmp_path / "new.jpg")
+    image.info["dpi"] = (float("nan"), float("nan"))
+    with pytest.raises(DataError, match="new.png: cannot be written as PNG"):
+        save_photo(image, tmp_path / "new.png")
+
+
+def test_persons_that_are_none_are_named(tiny_model, tiny_recogniser):
+    for persons in ("ada.safetensors", Path("ada.safetensors"), ["ada.safetensors"], {"ada": "ada.safetensors"}):
+        with pytest.raises(DataError, match=r"no Person; read .*Person\.load"):
+            restore_photo(tiny_model, smooth_photo(), persons, recogniser=tiny_recogniser)
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -181,6 +181,14 @@ def test_free_memory(tmp_path):
     assert control_group_memory(tmp_path) > 2**60
 
 
+def test_a_store_among_the_people_is_nobody(tmp_path):
+    from metagpen.cli import people_folders
+
+    for name in ("ada", "bob", "store"):
+        (tmp_path / name).mkdir()
+    assert list(people_folders(tmp_path, apart=str(tmp_path / "store"))) == ["ada", "bob"]
+
+
 def test_impossible_combinations(learn, store, tiny_model):
     for more, message in (({"engine": "spark"}, "not known"), ({"engine": "ray"}, "a store"),
                           ({"workers": 2}, "Ray engine"), ({"batch": -1}, "people_per_batch")):

@@ -177,6 +177,19 @@ def test_what_cannot_be_in_a_store_is_named(tiny_model, tmp_path):
     person_of(tiny_model).save(tmp_path / "Ada Lovelace")
     with pytest.raises(DataError, match="not a file that a store wrote"):
         list(store)
+    (tmp_path / "Ada Lovelace.safetensors").unlink()
+    long = "李" * 40  # a name that only the file's header holds
+    store[long] = person_of(tiny_model)
+    (file,) = (path for path in tmp_path.iterdir() if "~" in path.name)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    with pytest.raises(DataError, match="a damaged file of a store"):
+        list(store)
+    listed = iter(store)
+    file.write_bytes(whole)
+    (tmp_path / "bob.safetensors").unlink()
+    file.unlink()  # by another process, between listing and reading
+    assert long not in list(listed)
     with pytest.raises(ConfigError, match="nosuch://"):
         PersonStore("nosuch://people", tiny_model)
     with pytest.raises(ConfigError, match="negative"):
@@ -227,8 +240,12 @@ def test_bad_batches_are_refused(tiny_model):
         restore_many(tiny_model, [person], images)
     with pytest.raises(ConfigError, match="strength"):
         restore_many(tiny_model, [person] * 2, images, strength=[0.5, 2])
-    with pytest.raises(PhotoError, match="aligned faces"):
-        restore_many(tiny_model, [person] * 2, torch.zeros(2, 3, 17, 17))
+    for restore in (tiny_model.restore, person.restore_batch, lambda x: restore_many(tiny_model, [person] * 2, x)):
+        for wrong in (torch.zeros(2, 3, 17, 17), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), [1, 2]):
+            with pytest.raises(PhotoError, match="aligned faces"):
+                restore(wrong)
+        for precision in (torch.float64, torch.float16):
+            assert torch.equal(restore(images.to(precision)), restore(images))
     torch.manual_seed(99)
     other = MetaGPEN(GPEN(16, 1, 0.03125, style_dim=16, n_mlp=2)).frozen()
     with pytest.raises(CheckpointError, match="another model"):

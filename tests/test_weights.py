@@ -1,11 +1,13 @@
 """Reading checkpoints: ours, every GPEN layout, and files that are neither."""
 
+import io
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import metagpen
-from metagpen.errors import CheckpointError
+from metagpen.errors import CheckpointError, ConfigError
 from metagpen.gpen import GPEN
 from metagpen.model import MetaGPEN
 from metagpen.person import Person
@@ -129,3 +131,40 @@ def test_a_person_file_is_no_model(tiny_model, tmp_path):
         metagpen.load(file)
     with pytest.raises(CheckpointError, match="a folder, not a Person file.*--store"):
         Person.load(tmp_path, tiny_model)
+
+
+def test_a_download_that_ends_early_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAGPEN_CACHE", str(tmp_path))
+    from metagpen.weights import catalogue
+
+    class Response(io.BytesIO):
+        headers = {"Content-Length": "75500000"}
+
+    size = 74_000_000  # near enough to what the catalogue says
+    monkeypatch.setattr(catalogue.urllib.request, "urlopen", lambda *_, **__: Response(bytes(size)))
+    with pytest.raises(CheckpointError, match="ended after 74000000 of 75500000 bytes"):
+        catalogue.fetch("gpen-bfr-256")
+    assert not list(tmp_path.iterdir())
+
+    def broken(*_, **__):
+        raise catalogue.http.client.IncompleteRead(b"")
+
+    monkeypatch.setattr(catalogue.urllib.request, "urlopen", broken)
+    with pytest.raises(CheckpointError, match="could not be downloaded"):
+        catalogue.fetch("gpen-bfr-256")
+
+
+def test_where_downloads_are_kept(monkeypatch):
+    from metagpen.weights import catalogue
+
+    monkeypatch.delenv("METAGPEN_CACHE", raising=False)
+    monkeypatch.setenv("HOME", "/home/ada")
+    for value, expected in (("", "/home/ada/.cache/metagpen"), ("/caches", "/caches/metagpen")):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert str(catalogue.cache_folder()) == expected
+
+
+@pytest.mark.parametrize("size", [0, 4, 24, 96])
+def test_sizes_that_no_gpen_has(size):
+    with pytest.raises(ConfigError, match="power of two"):
+        GPEN(size)

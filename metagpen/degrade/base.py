@@ -39,6 +39,8 @@ class Degradation(ABC):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ConfigError(f"a degradation takes RGB images [B, 3, H, W], not a tensor {list(images.shape)}")
+        if not images.is_floating_point():
+            raise ConfigError(f"a degradation takes floats in [-1, 1], not {images.dtype}")
         dice = Dice(generator)
         height, width = (side - side % self.scale for side in images.shape[-2:])
         if min(height, width) < 1:

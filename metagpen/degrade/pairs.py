@@ -74,6 +74,9 @@ def write_pairs(
         raise ConfigError(f"seed must be 0 or more, not {seed}")
     photos = _photos_in(Path(input_dir))
     gt_dir, lr_dir = Path(output_dir) / "GT", Path(output_dir) / "LR"
+    if Path(input_dir).resolve() in (gt_dir.resolve(), lr_dir.resolve()):
+        raise DataError(f"{output_dir}: its pairs would be written over the photos of {input_dir}; choose another "
+                        "output folder")
     digits = max(3, len(str(len(photos))))
     jobs = [
         _Job(index, photo, gt_dir / f"{index:0{digits}}.png", lr_dir / f"{index:0{digits}}.png", size, seed)

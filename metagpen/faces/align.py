@@ -112,7 +112,7 @@ def paste_back(photo: Image.Image, crop: Image.Image, matrix: np.ndarray,
     corners = transform(square, invert(matrix))
     left, top = np.maximum(np.floor(corners.min(0)).astype(int), 0)
     right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int), photo.size)
-    result = photo.convert("RGB").copy()
+    result = photo.convert("RGB")  # a copy, whatever the mode
     if right <= left or bottom <= top:
         return result
     forward = np.array(matrix, dtype=np.float64)
@@ -163,7 +163,9 @@ def _mirrored_patch(image: Image.Image, quad: np.ndarray) -> tuple[Image.Image, 
     low = np.floor(quad.min(0)).astype(int) - 4
     high = np.ceil(quad.max(0)).astype(int) + 4
     columns, rows = (_mirror(np.arange(a, b), n) for a, b, n in zip(low, high, image.size, strict=True))
-    return Image.fromarray(np.asarray(image.convert("RGB"))[rows[:, None], columns]), low
+    left, top = columns.min(), rows.min()  # only what is looked at is decoded: photos can be large, and faces many
+    part = image.crop((left, top, columns.max() + 1, rows.max() + 1)).convert("RGB")
+    return Image.fromarray(np.asarray(part)[rows[:, None] - top, columns - left]), low
 
 
 def _mirror(index: np.ndarray, length: int) -> np.ndarray:

@@ -7,7 +7,9 @@ border.
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,10 +34,11 @@ GREY = ("1", "L", "LA", "La", "F", *SIXTEEN_BIT)
 TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 
 EXIF_IFD, GPS_IFD = 0x8769, 0x8825
+JPEG_EXIF = 65533  # bytes that a JPEG can hold of it
 LAYOUT_TAGS = frozenset([0x0112, 0xA002, 0xA003, 0xA005, *range(254, 267), *range(273, 282), 284, 301, *range(317, 326),
-                         330, *range(338, 342), 347, *range(512, 522), *range(529, 533), 700, 34675])
-"""EXIF and TIFF tags that say how the pixels of one file lie in it, their number, or how to turn them: not true of any
-other file."""
+                         330, *range(338, 342), 347, *range(512, 522), *range(529, 533), 700, 34377, 34675, 37724])
+"""EXIF and TIFF tags that say how the pixels of one file lie in it, their number, or how to turn them, or that hold
+Photoshop's layers and thumbnail: not true of any other file."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def with_extras(image: Image.Image, extras: Extras) -> Image.Image:
 def save_photo(image: Image.Image, path: str | Path) -> Path:
     """Write the picture with its EXIF, ICC profile and resolution, whole or not at all; the suffix says the format.
 
-    Transparency is laid over white where the format has none. Raises DataError for a suffix that cannot be written.
+    Transparency is laid over white where the format has none. Raises DataError for a suffix, or a picture, that cannot
+    be written.
     """
     path = Path(path)
     kind = photo_format(path)
@@ -113,8 +117,14 @@ def save_photo(image: Image.Image, path: str | Path) -> Path:
         options["quality"] = 95
     if kind in ("JPEG", "BMP", "PPM") and image.mode in TRANSPARENT:
         image = _to_rgb(image)
+    if kind == "JPEG" and len(options.get("exif", b"")) > JPEG_EXIF:
+        size = len(options.pop("exif"))
+        warnings.warn(f"{path}: its EXIF is too long for a JPEG ({size} bytes) and is left out", stacklevel=2)
     with whole_file(path) as temporary:
-        image.save(temporary, kind, **options)
+        try:
+            image.save(temporary, kind, **options)
+        except (ValueError, OverflowError, struct.error) as error:
+            raise DataError(f"{path}: cannot be written as {kind} ({error})") from None
     return path
 
 
@@ -199,7 +209,7 @@ def _decode_with_extras(image: Image.Image, name: str) -> tuple[Image.Image, Ext
     transparent = upright.mode in TRANSPARENT or "transparency" in upright.info
     grey = upright.mode in GREY
     info = {"exif": exif, "icc_profile": _kept_profile(upright, grey),
-            "dpi": upright.info.get("dpi")}
+            "dpi": _kept_resolution(upright)}
     covered = upright.convert("RGBA") if transparent else None
     return rgb, Extras(covered, grey, {key: value for key, value in info.items() if value})
 
@@ -218,6 +228,12 @@ def _kept_exif(image: Image.Image, name: str) -> bytes:
     except Exception as error:  # hand-made EXIF breaks its readers in every way
         warnings.warn(f"{name}: its EXIF cannot be read ({error}) and is left out", stacklevel=2)
         return b""
+
+
+def _kept_resolution(image: Image.Image) -> tuple[float, float] | None:
+    """Dots per inch, if the two are numbers that a file can hold."""
+    found = image.info.get("dpi")
+    return found if found and all(math.isfinite(value) and 0 < value < 1e5 for value in found) else None
 
 
 def _kept_profile(image: Image.Image, grey: bool) -> bytes:

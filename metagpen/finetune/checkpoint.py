@@ -19,12 +19,12 @@ def person_behind(path: str | Path, model: MetaGPEN) -> Person | None:
     made = model.card.get("fine_tuned")
     if made is None:
         return None
-    advice = (f"{path}: a strength between generic and personal needs the model that it was fine-tuned from and "
-              f"{made['person']} beside it")
+    advice = f"{path}: a strength between generic and personal needs the model that it was fine-tuned from"
     try:
+        advice += f" and {made['person']} beside it"
         base = load(made["from"], device=model.device)
         if base.fingerprint != made["fingerprint"]:
             raise CheckpointError(f"{made['from']} is another model now")
         return Person.load(Path(path).with_name(made["person"]), base)
-    except CheckpointError as error:
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:  # a card written by hand can say anything
         raise CheckpointError(f"{advice} ({error})") from None

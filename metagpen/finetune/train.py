@@ -312,6 +312,7 @@ class FineTune:
         person.save(person_file)
         card = {name: self.model.card[name] for name in ("recogniser", "licence") if name in self.model.card}
         begin = self.options.path.pretrain_network_g or "embedded"
+        begin = str(Path(begin).resolve()) if Path(begin).is_file() else begin  # from wherever it is asked for later
         card["fine_tuned"] = {"from": begin, "fingerprint": self.model.fingerprint, "person": person_file.name,
                               **person.metadata}
         MetaGPEN(folded(person), person.model.start, card).save(model_file, torch.float32)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .layers import Convolution, EqualLinear, PixelNorm, StyledConv, ToRGB, encoder_layer
 
 
@@ -24,6 +25,10 @@ class GPENConfig:
     style_dim: int = 512
     n_mlp: int = 8
     concat: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size & (self.size - 1):
+            raise ConfigError(f"size = {self.size}: a GPEN's side is a power of two from 8 up")
 
     @property
     def log_size(self) -> int:

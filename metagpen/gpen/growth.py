@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .generator import GPEN
 from .layers import down_blur
 
@@ -24,7 +25,7 @@ def grow(small: GPEN) -> GPEN:
     grown = GPEN(2 * config.size, config.channel_multiplier, config.narrow, config.style_dim, config.n_mlp,
                  config.concat)
     if grown.config.channels(grown.size) < 6:
-        raise ValueError("growth needs at least 6 channels at the new resolution to carry +RGB and -RGB")
+        raise ConfigError("growth needs at least 6 channels at the new resolution to carry +RGB and -RGB")
     with torch.no_grad():
         grown.generator.load_state_dict(small.generator.state_dict(), strict=False)
         grown.final_linear.load_state_dict(small.final_linear.state_dict())

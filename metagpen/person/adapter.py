@@ -58,40 +58,42 @@ def tail_indices(gpen: GPEN, spec: AdapterSpec) -> list[int]:
     return list(range(blocks - spec.tail_blocks, blocks))
 
 
+def parameter_shapes(gpen: GPEN, spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a person's parameters, without the leading dimension of people."""
+    latents, dim, rank = gpen.config.n_latent, gpen.config.style_dim, spec.tail_rank
+
+    def delta(name: str, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        if not rank:
+            return {name: tuple(shape)}
+        return {f"{name}.up": (shape[0], rank), f"{name}.down": (rank, math.prod(shape[1:]))}
+
+    shapes: dict[str, tuple[int, ...]] = {"latent.offset": (latents, dim)}
+    if spec.latent_rank:
+        shapes |= {"latent.up": (latents, dim, spec.latent_rank), "latent.down": (latents, spec.latent_rank, dim)}
+    for k in tail_indices(gpen, spec):
+        weight = gpen.encoder[k][0][1].weight.shape
+        shapes |= delta(f"tail.{k}.weight", weight) | {f"tail.{k}.bias": (weight[0],)}
+    weight = gpen.final_linear[0].weight.shape
+    shapes |= delta("linear.weight", weight) | {"linear.bias": (weight[0],)}
+    if spec.decoder_rank:
+        shapes |= {f"decoder.{k}.up": (layer.conv.weight.shape[1], spec.decoder_rank)
+                   for k, layer in enumerate(gpen.generator.styled)}
+    return shapes
+
+
 def new_parameters(gpen: GPEN, spec: AdapterSpec, people: int, generator: torch.Generator,
                    guess: Parameters | None = None) -> Parameters:
     """Parameters of `people` people who are nobody yet, or begin at a guess (`MetaGPEN.guess`).
 
     Low-rank factors begin as LoRA's do (Hu et al. 2022): `down` random and the same for everyone, `up` zero.
     """
-    config, device = gpen.config, gpen.generator.input.input.device
-    latents, dim = config.n_latent, config.style_dim
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(people, *shape, device=device)
-
-    def delta(name: str, rows: int, columns: int, rank: int, shape: tuple[int, ...]) -> Parameters:
-        if not rank:
-            return {name: zeros(*shape)}
-        down = torch.randn(rank, columns, generator=generator) / math.sqrt(rank)  # equalised weights are of order 1
-        return {f"{name}.up": zeros(rows, rank), f"{name}.down": down.to(device).repeat(people, 1, 1)}
-
-    parameters = {"latent.offset": zeros(latents, dim)}
-    if spec.latent_rank:
-        down = torch.randn(latents, spec.latent_rank, dim, generator=generator) / math.sqrt(dim)
-        parameters["latent.up"] = zeros(latents, dim, spec.latent_rank)
-        parameters["latent.down"] = down.to(device).repeat(people, 1, 1, 1)
-    for k in tail_indices(gpen, spec):
-        out, inner, height, width = gpen.encoder[k][0][1].weight.shape
-        parameters |= delta(f"tail.{k}.weight", out, inner * height * width, spec.tail_rank,
-                            (out, inner, height, width))
-        parameters[f"tail.{k}.bias"] = zeros(out)
-    rows, columns = gpen.final_linear[0].weight.shape
-    parameters |= delta("linear.weight", rows, columns, spec.tail_rank, (rows, columns))
-    parameters["linear.bias"] = zeros(rows)
-    if spec.decoder_rank:
-        for k, layer in enumerate(gpen.generator.styled):
-            parameters[f"decoder.{k}.up"] = zeros(layer.conv.weight.shape[1], spec.decoder_rank)
+    device, parameters = gpen.generator.input.input.device, {}
+    for name, shape in parameter_shapes(gpen, spec).items():
+        if name.endswith(".down"):  # equalised weights are of order 1
+            down = torch.randn(shape, generator=generator) / math.sqrt(shape[-1 if name == "latent.down" else 0])
+            parameters[name] = down.to(device).repeat(people, *[1] * len(shape))
+        else:
+            parameters[name] = torch.zeros(people, *shape, device=device)
     return guessed(parameters, guess)
 
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError, PhotoError
+from ..errors import CheckpointError, ConfigError
 from ..faces import PhotoSource
-from ..tensors import differences, pack_tensors, shapes, some, unpack_tensors, write_tensors
-from .adapter import AdapterSpec, Parameters, new_parameters, personal_forward
+from ..tensors import differences, pack_tensors, some, unpack_tensors, write_tensors
+from .adapter import AdapterSpec, Parameters, new_parameters, parameter_shapes, personal_forward
 
 if TYPE_CHECKING:
     from ..model import MetaGPEN
@@ -57,15 +57,16 @@ class Person:
         """
         if not 0 <= strength <= 1:
             raise ConfigError(f"strength must lie in [0, 1], not {strength}")
-        size = self.model.size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
-            raise PhotoError(f"this model restores aligned faces [B, 3, {size}, {size}], not {tuple(images.shape)}")
-        images = images.to(self.model.device, memory_format=torch.channels_last)
+        images = self.model.faces(images)
         share, filling = self.model.look(images)
-        restored = personal_forward(self.model.gpen, images, self.parameters, self.spec, strength,
+        restored = personal_forward(self.model.gpen, images, self.parameters_on(self.model.device), self.spec, strength,
                                     share=share, filling=filling,
                                     bases=self.model.bases_of(self.spec.decoder_rank))
         return restored.clamp(-1, 1)
+
+    def parameters_on(self, device: torch.device) -> Parameters:
+        """The parameters on a device: a model may have been moved since the Person was learned."""
+        return {name: value.to(device) for name, value in self.parameters.items()}
 
     def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False, *,
                 null_space: bool = False) -> Image.Image:
@@ -148,8 +149,7 @@ class Person:
 
 def misfit(tensors: dict[str, Tensor], model: MetaGPEN, spec: AdapterSpec) -> str:
     """What keeps the tensors of a file from being a Person's of this spec on this model; "" if nothing does."""
-    model.bases_of(spec.decoder_rank)  # raises where they are too few
-    wanted = {name: shape[1:] for name, shape in shapes(new_parameters(model.gpen, spec, 1, torch.Generator())).items()}
+    wanted = parameter_shapes(model.gpen, spec)
     for name in [name for name in wanted if name.endswith(".up") and name in tensors]:
         down = f"{name.removesuffix('.up')}.down"
         if down not in wanted:  # the decoder's factors go with filters that are the model's
@@ -159,5 +159,6 @@ def misfit(tensors: dict[str, Tensor], model: MetaGPEN, spec: AdapterSpec) -> st
             wanted[name], wanted[down] = (*wanted[name][:-1], rank), (*wanted[down][:-2], rank, wanted[down][-1])
     if reason := differences(tensors, wanted):
         return reason
+    model.bases_of(spec.decoder_rank)  # raises where they are too few
     broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     return f"numbers that are not finite in {some(broken)}" if broken else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError, PhotoError
+from ..errors import CheckpointError, ConfigError
 from .adapter import AdapterSpec, personal_forward
 from .person import Person
 
@@ -30,16 +30,17 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
     PhotoError for other shapes, CheckpointError for a Person of another model, ConfigError for strengths outside
     [0, 1] or counts that differ.
     """
-    strengths = check(model, persons, images, strength, batch)
-    restored = torch.empty(images.shape, device=model.device)
+    images = model.faces(images)
+    strengths = check(model, persons, len(images), strength, batch)
+    restored = torch.empty_like(images)
     for chosen in passes(persons, strengths, batch):
-        part = images[chosen].to(model.device, memory_format=torch.channels_last)
+        part = images[chosen].contiguous(memory_format=torch.channels_last)
         if not strengths[chosen[0]]:
             restored[chosen] = model.restore(part)
             continue
         together = people_of([persons[i] for i in chosen])
-        parameters = {name: torch.cat([person.parameters[name] for person in together])
-                      for name in together[0].parameters}
+        each = [person.parameters_on(model.device) for person in together]
+        parameters = {name: torch.cat([own[name] for own in each]) for name in each[0]}
         own = torch.tensor([strengths[i] for i in chosen]).to(part)
         share, filling = model.look(part)
         restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, own, share=share,
@@ -48,16 +49,12 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
     return restored
 
 
-def check(model: MetaGPEN, persons: Sequence[Person], images: Tensor, strength: float | Sequence[float],
+def check(model: MetaGPEN, persons: Sequence[Person], images: int, strength: float | Sequence[float],
           batch: int) -> list[float]:
-    """The strength of each image, after everything that was given has been looked at."""
-    size = model.size
-    if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
-        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise PhotoError(f"this model restores aligned faces [N, 3, {size}, {size}], not {shape}")
-    strengths = [float(strength)] * len(images) if isinstance(strength, (int, float)) else [float(s) for s in strength]
-    if not len(images) == len(persons) == len(strengths):
-        raise ConfigError(f"{len(images)} images, {len(persons)} persons, {len(strengths)} strengths: one of each per "
+    """The strength of each image, after everything that was given beside them has been looked at."""
+    strengths = [float(strength)] * images if isinstance(strength, (int, float)) else [float(s) for s in strength]
+    if not images == len(persons) == len(strengths):
+        raise ConfigError(f"{images} images, {len(persons)} persons, {len(strengths)} strengths: one of each per "
                           "image is needed")
     if batch < 1 or not all(0 <= value <= 1 for value in strengths):
         raise ConfigError("strength must lie in [0, 1], and batch be at least 1")

@@ -100,7 +100,7 @@ class PersonStore(MutableMapping[str, Person]):
 
     def __iter__(self) -> Iterator[str]:
         """Names as one listing of the folder found them, sorted by file; nobody is loaded."""
-        return map(self._name, self._listing())
+        return (name for path in self._listing() if (name := self._name(path)) is not None)
 
     def __len__(self) -> int:
         return len(self._listing())
@@ -128,13 +128,20 @@ class PersonStore(MutableMapping[str, Person]):
             raise DataError(f"{self.where}: a file, not a folder of Persons") from None
         return sorted(path for path in found if path.endswith(SUFFIX))
 
-    def _name(self, path: str) -> str:
-        """Whose file it is: from its name, or from its header where the name was too long for a file's."""
+    def _name(self, path: str) -> str | None:
+        """Whose file it is: from its name, or from its header where the name was too long for a file's. None where
+        another process has deleted that since."""
         stem = path.rpartition("/")[2].removesuffix(SUFFIX)
         name = decoded(stem)
         if name is None and "~" in stem:
-            name = json.loads(unpack_tensors(self.files.cat_file(path))[1].get("name", "null"))
-        if name is None or file_name(name) != stem:
+            try:
+                name = json.loads(unpack_tensors(self.files.cat_file(path))[1]["name"])
+            except FileNotFoundError:
+                return None
+            except Exception as error:  # safetensors raises its own, undocumented error types
+                raise DataError(f"{path}: a damaged file of a store ({error}); delete it and learn that person "
+                                "again") from None
+        if not isinstance(name, str) or file_name(name) != stem:
             raise DataError(f"{path}: not a file that a store wrote; take it out of the folder and put it in with "
                             "store[name] = Person.load(file, model)")
         return name

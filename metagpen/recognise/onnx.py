@@ -35,7 +35,11 @@ class OnnxNetwork(nn.Module):
         self.size = (height, width)
         self.single = entry.shape[0] == 1
         self.normalises = {"Sub", "Mul"} <= set(first_operations(Path(path).read_bytes(), 8))
-        self.dim = self._run(np.zeros((1, 3, height, width), np.float32)).shape[1]
+        try:
+            self.dim = self._run(np.zeros((1, 3, height, width), np.float32)).shape[1]
+        except Exception as error:
+            raise CheckpointError(f"{path}: does not take float32 faces [1, 3, {height}, {width}] "
+                                  f"({str(error).splitlines()[0]})") from error
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         out = self.session.run(None, {self.input: pixels})[0]

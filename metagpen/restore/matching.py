@@ -41,14 +41,16 @@ class Gallery:
     """
 
     def __init__(self, persons: Mapping[str, Person], model: MetaGPEN, recogniser: recognise.Recogniser | None = None):
+        if strange := [name for name, person in persons.items() if not isinstance(person, Person)]:
+            raise DataError(f"persons: {strange[0]} is no Person; read files with metagpen.Person.load(file, model)")
         self.persons, self.model = persons, model
         found = [(name, person.template, person.metadata.get("recogniser")) for name, person in persons.items()]
         self.only = found[0][0] if len(found) == 1 else None
         if recogniser is None and any(template is not None for _, template, _ in found):
             recogniser = recognise.load(model.card.get("recogniser", "embedded"), device=str(model.device))
-        self.recogniser = recogniser
-        known = [(name, template) for name, template, by in found
-                 if template is not None and recogniser is not None and by == recogniser.name]
+        self.recogniser = None if recogniser is None else recogniser.to(model.device)
+        known = [(name, template) for name, template, by in found if template is not None and recogniser is not None
+                 and (by, len(template)) == (recogniser.name, recogniser.dim)]
         self.names = [name for name, _ in known]
         self.templates = normalize(torch.stack([template for _, template in known]), dim=1) if known else None
         without = sorted({name for name, _, _ in found} - set(self.names))
@@ -69,6 +71,8 @@ class Gallery:
             persons = {} if persons.metadata.get("shots") == 0 else {"person": persons}  # `Person.generic` is nobody
         elif persons is None:
             persons = {}
+        elif isinstance(persons, (str, bytes)) or hasattr(persons, "__fspath__"):
+            raise DataError(f"persons: '{persons}' is no Person; read a file with metagpen.Person.load(file, model)")
         elif not isinstance(persons, Mapping):
             persons = {f"person {i}": person for i, person in enumerate(persons, start=1)}
         if not all(isinstance(name, str) for name in persons):

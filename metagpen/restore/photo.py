@@ -93,10 +93,11 @@ def restore_photo(model: MetaGPEN, photo: PhotoSource, persons: Persons = None, 
     """
     if not 0 <= strength <= 1:
         raise ConfigError(f"strength must lie in [0, 1], not {strength}")
+    gallery = Gallery.of(persons, model, recogniser)
     picture, extras = load_with_extras(photo)
     name = describe(photo)
     cuts = cut_faces(picture, model, name, aligned)
-    batch = FaceBatch(model, cuts, Gallery.of(persons, model, recogniser), name, once)
+    batch = FaceBatch(model, cuts, gallery, name, once)
     restored = batch.restore(strength, null_space)
     if aligned:
         image = to_pil(restored[0])
@@ -113,10 +114,10 @@ def sweep(model: MetaGPEN, photo: PhotoSource, persons: Persons, strengths: Sequ
           recogniser: Recogniser | None = None) -> list[list[tuple[str, Image.Image]]]:
     """Each matched face as it came and at several strengths: labelled S x S crops, a line per face, for
     `metagpen.evaluate.report.contact_sheet`. Raises PhotoError when no face belongs to a Person."""
+    gallery = Gallery.of(persons, model, recogniser)
     picture, _ = load_with_extras(photo)
     name = describe(photo)
-    batch = FaceBatch(model, cut_faces(picture, model, name, aligned), Gallery.of(persons, model, recogniser), name,
-                      once)
+    batch = FaceBatch(model, cut_faces(picture, model, name, aligned), gallery, name, once)
     columns = [batch.restore(strength, null_space) for strength in strengths]
     lines = [[(f"{who}: input", to_pil(batch.crops[i])),
               *((f"strength {strength:g}", to_pil(column[i])) for strength, column in zip(strengths, columns))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -47,7 +48,12 @@ def available() -> list[tuple[str, str, str, str]]:
 def cache_folder() -> Path:
     """$METAGPEN_CACHE, or metagpen/ under the user's cache folder."""
     root = os.environ.get("METAGPEN_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "metagpen"
+    if root:
+        return Path(root).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metagpen"
+    except RuntimeError:
+        raise CheckpointError("there is no home folder to keep downloads in; set METAGPEN_CACHE to a folder") from None
 
 
 def unknown_name(name: str) -> str:
@@ -79,7 +85,7 @@ def fetch(name: str, timeout: float = 30.0) -> Path:
         digest = sha256(temporary)
         temporary.replace(path)
         recorded.write_text(digest + "\n")
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise CheckpointError(f"{name} could not be downloaded ({getattr(error, 'reason', error)}); without a network, "
                               f"put {entry.file} into {path.parent} or give its path") from error
     finally:
@@ -91,11 +97,14 @@ def download(address: str, path: Path, timeout: float) -> None:
     columns = (TextColumn("downloading {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                TimeRemainingColumn())
     with urllib.request.urlopen(address, timeout=timeout) as response, Progress(*columns) as progress:
-        task = progress.add_task(Path(address).name, total=int(response.headers.get("Content-Length", 0)) or None)
+        expected = int(response.headers.get("Content-Length", 0))
+        task = progress.add_task(Path(address).name, total=expected or None)
         with open(path, "wb") as file:
             while chunk := response.read(1 << 20):
                 file.write(chunk)
                 progress.update(task, advance=len(chunk))
+            if expected and file.tell() != expected:  # a connection that closes early is no error to urllib
+                raise ConnectionError(f"it ended after {file.tell()} of {expected} bytes")
 
 
 def sha256(path: Path) -> str:
