@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 WANTED := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench bench-speed docs setup setup-learn2learn setup-lpips setup-ray clean
+.PHONY: demo test lint bench bench-speed bench-evidence docs setup setup-learn2learn setup-lpips setup-ray clean
 
 demo: $(VENV)/.installed
 	$(BIN)/metagpen demo --output-dir $(OUT)
@@ -34,6 +34,13 @@ bench-speed: $(VENV)/.installed
 ifeq ($(DEVICE),cuda)
 	$(BIN)/python benchmarks/many_people.py --device cuda --size 512
 endif
+
+# Measures the shots curves of docs/evidence.md (hours on two cores; goes on where it was) and writes its tables and plots.
+CURVES ?= curve_rates curve_128 curve_photos curve_strength curve_london curve_128_long
+bench-evidence: $(VENV)/.installed
+	for curve in $(CURVES); do \
+		$(BIN)/metagpen curve -c configs/$$curve.yml -s output=benchmarks/results/$$curve.jsonl.gz || exit 1; done
+	$(BIN)/python benchmarks/evidence.py
 
 # The reference of the command line, written from its own help texts, and all pages as a site: site/index.html.
 docs: $(VENV)/.installed-docs

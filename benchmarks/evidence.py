@@ -1,7 +1,7 @@
 """What the shots curves say: the goals, the tables and the plots of docs/evidence.md, from the rows alone.
 
-    metagpen curve -c configs/curve_128.yml      # and the others, see RUNS; each into its folder under runs/curve
-    gzip -9nc runs/curve/<folder>/rows.jsonl > benchmarks/results/curve_128.jsonl.gz
+    make bench-evidence                          # all of RUNS, hours on two cores, then this script; or one by one:
+    metagpen curve -c configs/curve_128.yml -s output=benchmarks/results/curve_128.jsonl.gz
     python benchmarks/evidence.py                # tables and plots from the rows; a minute, no model, no photos
     python benchmarks/evidence.py --dry          # print; write nothing
     python benchmarks/evidence.py --previews runs/curve/<folder>/previews    # the picture of the London run, too
