@@ -19,6 +19,7 @@ from statistics import quantiles
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 
 from metagpen.devices import synchronise
 from metagpen.errors import DataError, MetagpenError
@@ -164,6 +165,13 @@ def without_rule(model: MetaGPEN, folder: Path, name: str) -> Path:
     if not file.exists():
         MetaGPEN(model.gpen, model.start, model.card).save(file, torch.float32)
     return file
+
+
+def settings_on_shared(config: Path) -> Row:
+    """A meta-training's configuration, with the photos, the split and the recogniser of the losses where they lie."""
+    found, photos = yaml.safe_load(config.read_text(encoding="utf-8")), SHARED / "photos"
+    return {**found, "data": [photos / "celeba_wild_256", photos / "lfw_176"], "split": PEOPLE,
+            "loss_recogniser": str(SHARED / "weights" / Path(found["loss_recogniser"]).name)}
 
 
 def need(*paths: Path) -> None:

@@ -22,7 +22,6 @@ import json
 from pathlib import Path
 
 import measure
-import yaml
 
 from metagpen import load
 from metagpen.evaluate import curve_report, report
@@ -50,13 +49,10 @@ def base(model: str) -> Path:
 
 def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path, float]:
     """(the averaged model, seconds of meta-steps) of a loop; goes on where it was stopped."""
-    shared = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    photos = SHARED / "photos"
     folder = RUNS / f"{begin.stem}_{arguments.meta_steps}" / loop
     config = MetaConfig.from_dict({
-        **shared, "loop": loop, "base": str(begin), "meta_steps": arguments.meta_steps, "device": arguments.device,
-        "data": [photos / "celeba_wild_256", photos / "lfw_176"], "split": measure.PEOPLE, "part": "kept",
-        "loss_recogniser": str(SHARED / "weights" / Path(shared["loss_recogniser"]).name), "output_dir": folder,
+        **measure.settings_on_shared(CONFIG), "part": "kept", "loop": loop, "base": str(begin),
+        "meta_steps": arguments.meta_steps, "device": arguments.device, "output_dir": folder,
         "cache_dir": RUNS / "cache",
         "validate_every": arguments.meta_steps, "validate_people": 1, "validate_queries": 1, "validate_steps": [0],
     })  # fmt: skip

@@ -19,7 +19,6 @@ import argparse
 from pathlib import Path
 
 import measure
-import yaml
 
 from metagpen import load
 from metagpen.evaluate import curve_report, report
@@ -43,13 +42,10 @@ LABELS = {"no-rule": "the base's, untrained", "offsets": "offsets alone", "mixtu
 
 def trained(arm: str, base: Path, arguments: argparse.Namespace) -> Path:
     """The averaged model of an arm; goes on where it was stopped."""
-    shared = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    photos = measure.SHARED / "photos"
     return meta_train(MetaConfig.from_dict({
-        **shared, **ARMS[arm], "base": str(base), "meta_steps": arguments.meta_steps, "device": arguments.device,
-        "data": [photos / "celeba_wild_256", photos / "lfw_176"], "split": measure.PEOPLE,
-        "loss_recogniser": str(measure.SHARED / "weights" / Path(shared["loss_recogniser"]).name),
-        "output_dir": RUNS / f"{base.stem}_{arguments.meta_steps}" / arm, "cache_dir": RUNS / "cache",
+        **measure.settings_on_shared(CONFIG), **ARMS[arm], "base": str(base), "meta_steps": arguments.meta_steps,
+        "device": arguments.device, "output_dir": RUNS / f"{base.stem}_{arguments.meta_steps}" / arm,
+        "cache_dir": RUNS / "cache",
         "validate_every": arguments.meta_steps, "validate_people": 4, "validate_queries": 2, "validate_steps": [0],
     }))  # fmt: skip
 
@@ -109,7 +105,8 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print the table; write nothing outside runs/")
     arguments = parser.parse_args()
     measure.need(measure.SHARED / "photos", SCORING)  # better now than after the trainings
-    base = measure.without_rule(load(str(arguments.model)), RUNS, f"base_{load(str(arguments.model)).fingerprint[:12]}")
+    model = load(str(arguments.model))
+    base = measure.without_rule(model, RUNS, f"base_{model.fingerprint[:12]}")
     models = {arm: trained(arm, base, arguments) for arm in arguments.arms}
     rows = measured(base, models, arguments)
     print(table(rows))

@@ -45,11 +45,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             pass
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary neighbour, then rename."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def forget_later_steps(path: Path, step: int) -> None:
     """Leaves out what a log of JSON Lines says from `step` on: a killed run was further than what it saved."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))

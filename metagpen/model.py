@@ -100,14 +100,18 @@ class MetaGPEN(nn.Module):
             self._random_bases[rank] = DecoderBases.random(self.gpen, rank)
         return self._random_bases[rank].of(rank)
 
-    def faces(self, images: Tensor) -> Tensor:
-        """Aligned faces [B, 3, S, S] in [-1, 1] as the network takes them: where it lies, in its precision, and in the
-        layout that is faster on CPUs. Raises PhotoError for other shapes, and for whole numbers."""
+    def check_faces(self, images: Tensor) -> None:
+        """Raises PhotoError unless these are floats [B, 3, S, S]."""
         if not isinstance(images, Tensor) or images.ndim != 4 or tuple(images.shape[1:]) != (3, self.size, self.size):
             shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise PhotoError(f"this model restores aligned faces [B, 3, {self.size}, {self.size}], not {shape}")
         if not images.is_floating_point():
             raise PhotoError(f"aligned faces must be floats in [-1, 1], not {images.dtype}")
+
+    def faces(self, images: Tensor) -> Tensor:
+        """Aligned faces [B, 3, S, S] in [-1, 1] as the network takes them: where it lies, in its precision, and in the
+        layout that is faster on CPUs. Raises PhotoError as `check_faces`."""
+        self.check_faces(images)
         return images.to(self.gpen.ecd0[0][0].weight, memory_format=torch.channels_last)
 
     @torch.no_grad()

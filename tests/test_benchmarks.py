@@ -309,20 +309,13 @@ def test_sizes_runs_to_its_end(shared, monkeypatch, tmp_path, capsys):
     assert grown.size == 256 and grown.rule is None and grown.bases is None
 
 
-def test_page_shows_the_committed_starts():
-    starts, measure = script("starts"), script("measure")
-    begin, end = measure.markers("starts")
-    between = starts.PAGE.read_text().split(begin)[1].split(end)[0].strip()
-    rows = json.loads(starts.RESULTS.read_text())["rows"] if starts.RESULTS.exists() else []
-    assert between == (starts.table(rows) if rows else "Not measured yet.")
-
-
-def test_page_shows_the_committed_sizes():
-    sizes, measure = script("sizes"), script("measure")
-    begin, end = measure.markers("sizes")
-    between = sizes.PAGE.read_text().split(begin)[1].split(end)[0].strip()
-    rows = json.loads(sizes.RESULTS.read_text())["rows"] if sizes.RESULTS.exists() else []
-    assert between == (sizes.table(rows) if rows else "Not measured yet.")
+@pytest.mark.parametrize("name", ["starts", "sizes"])
+def test_page_shows_the_committed_table(name):
+    benchmark, measure = script(name), script("measure")
+    begin, end = measure.markers(name)
+    between = benchmark.PAGE.read_text().split(begin)[1].split(end)[0].strip()
+    rows = json.loads(benchmark.RESULTS.read_text())["rows"] if benchmark.RESULTS.exists() else []
+    assert between == (benchmark.table(rows) if rows else "Not measured yet.")
 
 
 def test_first_light_runs_to_its_end(shared, monkeypatch, tmp_path):

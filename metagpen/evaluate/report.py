@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metagpen.atomic import whole_file
+from metagpen.atomic import write_text
 from metagpen.errors import DataError
 from metagpen.evaluate.statistics import bootstrap_mean, paired_gain
 
@@ -184,12 +184,6 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary neighbour, then rename."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, rows: Sequence[Row], **facts: Any) -> None:

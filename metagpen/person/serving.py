@@ -30,11 +30,11 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
     PhotoError for other shapes, CheckpointError for a Person of another model, ConfigError for strengths outside
     [0, 1] or counts that differ.
     """
-    images = model.faces(images)
+    model.check_faces(images)
     strengths = check(model, persons, len(images), strength, batch)
-    restored = torch.empty_like(images)
+    restored = torch.empty(images.shape, device=model.device)
     for chosen in passes(persons, strengths, batch):
-        part = images[chosen].contiguous(memory_format=torch.channels_last)
+        part = model.faces(images[chosen])
         if not strengths[chosen[0]]:
             restored[chosen] = model.restore(part)
             continue
