@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from .errors import CheckpointError, PhotoError
@@ -17,7 +16,7 @@ from .person.adapter import Parameters
 from .person.bases import DecoderBases
 from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
-from .tensors import differences, shapes, write_tensors
+from .tensors import differences, read_tensors, shapes, write_tensors
 
 FORMAT = "metagpen-model-4"
 
@@ -132,17 +131,12 @@ class MetaGPEN(nn.Module):
     @classmethod
     def from_file(cls, path: str | Path) -> MetaGPEN:
         """Read what `save` wrote, as float32. Raises CheckpointError for anything else."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {k: file.get_tensor(k).float() for k in file.keys()}
-        except Exception as error:  # safetensors raises its own, undocumented error types
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+        stored, header = read_tensors(path)
         if header.get("format") != FORMAT:
             raise CheckpointError(f"{path}: a safetensors file, but not a metagpen model (format "
                                   f"{header.get('format')!r}, expected {FORMAT!r})")
         try:
-            return cls._built(header, tensors)
+            return cls._built(header, {name: value.float() for name, value in stored.items()})
         except Exception as error:  # a header written by hand can say anything
             reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{path}: a damaged metagpen model ({reason}); copy or download it again") from error

@@ -1,15 +1,20 @@
-"""Writing tensors to disk so that a crash leaves either the old file or the new one, never half of it."""
+"""Tensors on disk: reading without executing anything, and writing so that a crash leaves either the old file or the
+new one, never half of it."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from .atomic import whole_file
+from .errors import CheckpointError
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
@@ -20,6 +25,38 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     with whole_file(path) as temporary:
         temporary.write_bytes(pack_tensors(tensors, metadata or {}))
     return Path(path)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except Exception as error:  # safetensors raises its own, undocumented error types
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def unpickled_tensors(path: str | Path, wrappers: Sequence[str]) -> dict[str, Tensor]:
+    """The state dict in a torch file, plain or under one of `wrappers`, the first that is there; nothing is executed.
+
+    Raises CheckpointError for a damaged file, or one that holds more than tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
+            raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint") from error
+        raise CheckpointError(f"{path}: holds Python objects beside tensors and is not opened, because they could run "
+                              f"code; save its state dict alone ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # the unpickler stumbles over foreign bytes in many ways: KeyError, EOFError, ...
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint ({type(error).__name__})") from error
+    while isinstance(state, dict) and (inner := [key for key in wrappers if isinstance(state.get(key), dict)]):
+        state = state[inner[0]]
+    if (not isinstance(state, dict) or not state
+            or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())):
+        raise CheckpointError(f"{path}: holds no state dict (names and tensors), plain or under {', '.join(wrappers)}; "
+                              "save one with torch.save(network.state_dict(), path)")
+    return {name.removeprefix("module."): value for name, value in state.items()}  # of DistributedDataParallel
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> str:

@@ -244,7 +244,7 @@ def test_mobilefacenet_is_built_from_its_tensors(tmp_path):
 @pytest.mark.parametrize("name, content, message", [
     ("a.pth", {"encoder.weight": torch.zeros(2)}, "none of the known recognisers.*encoder.weight"),
     ("a.pth", {"epoch": 3}, "holds no state dict"),
-    ("a.pth", b"this is no checkpoint", "cannot be read as a torch checkpoint"),
+    ("a.pth", b"this is no checkpoint", "damaged, or not a PyTorch checkpoint"),
     ("a.onnx", b"nor is this", "onnxruntime cannot open it"),
     ("a.xml", b"<html></html>", "not an OpenVINO IR"),
     ("a.xml", b"<net", "not readable as XML"),
@@ -488,9 +488,9 @@ def test_augmentation_is_seeded_and_in_range():
 def test_embedded_card(embedded):
     from importlib.resources import files
 
-    from metagpen.recognise.loading import read_safetensors
+    from metagpen.tensors import read_tensors
 
-    state, card = read_safetensors(files("metagpen") / "weights" / "embedded_recogniser.safetensors")
+    state, card = read_tensors(files("metagpen") / "weights" / "embedded_recogniser.safetensors")
     assert all(value.dtype == torch.float16 for value in state.values())
     assert {"architecture", "teacher", "data", "template", "accuracy", "terms"} <= set(card)
     assert "research use" in card["terms"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..tensors import read_tensors, unpickled_tensors
 from . import align
 from .recogniser import InputSpec, Recogniser
 
@@ -50,9 +51,9 @@ def from_file(path: Path) -> Recogniser:
     if kind == ".onnx":
         return onnx(path)
     if kind == ".safetensors":
-        return from_state(*read_safetensors(path), path)
+        return from_state(*read_tensors(path), path)
     if kind in SUFFIXES:
-        return from_state(read_pickle(path), {}, path)
+        return from_state(unpickled_tensors(path, WRAPPERS), {}, path)
     raise CheckpointError(f"{path}: cannot tell a recogniser by \"{path.suffix}\"; known are {', '.join(SUFFIXES)}")
 
 
@@ -72,33 +73,6 @@ def onnx(path: Path) -> Recogniser:
     net = OnnxNetwork(path)
     pixels = (127.5, 127.5) if net.normalises else (1.0, 0.0)
     return Recogniser(path.stem, net, InputSpec(net.size, align.arcface(net.size), *pixels), net.dim)
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata. Raises CheckpointError."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The state dict in a torch file, opened without running code, unwrapped and without "module." prefixes."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on bytes of another kind the unpickler fails in every imaginable way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a torch checkpoint of tensors ({reason})") from error
-    while isinstance(state, dict) and (inner := [key for key in WRAPPERS if isinstance(state.get(key), dict)]):
-        state = state[inner[0]]
-    if not isinstance(state, dict) or not state or not all(isinstance(name, str) and isinstance(value, Tensor)
-                                                             for name, value in state.items()):
-        raise CheckpointError(f"{path}: holds no state dict (names and tensors); save one with "
-                              "torch.save(network.state_dict(), path)")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def from_state(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Recogniser:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from importlib import resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..gpen import GPEN
 from ..model import FORMAT, MetaGPEN
-from ..tensors import differences, shapes, some
+from ..tensors import differences, read_tensors, shapes, some, unpickled_tensors
 from .catalogue import CATALOGUE, fetch, unknown_name
 
 EMBEDDED = "embedded_128.safetensors"
@@ -63,25 +61,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     Raises CheckpointError for a damaged file, or one that holds more than tensors.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
-            raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint") from error
-        raise CheckpointError(f"{path}: holds Python objects beside tensors and is not opened, because they could run "
-                              f"code; save its state dict alone ({str(error).splitlines()[0]})") from error
-    except Exception as error:  # the unpickler stumbles over foreign bytes in many ways: KeyError, EOFError, ...
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint ({type(error).__name__})") from error
-    for name in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-            break
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{path}: no generator found; expected its state dict, plain or under "
-                              f"{', '.join(WRAPPERS)}")
+    state = read_tensors(path)[0] if path.suffix == ".safetensors" else unpickled_tensors(path, WRAPPERS)
     if "latent.offset" in state:
         raise CheckpointError(f"{path}: a Person file, what one person adds to a model; restore with --person, or "
                               "Person.load(file, model)")
