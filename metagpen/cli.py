@@ -123,11 +123,12 @@ def demo(
     shots: Annotated[int, typer.Option(min=1, help="Photos to learn each person from.")] = 5,
     degradation: Annotated[str, typer.Option(help="How the held-out photos are degraded.")] = "heavy",
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """End to end: learn people from a few photos, restore others of them, show before and after."""
     from .demo import CAVEAT, run_demo
 
-    result = run_demo(album, output_dir, steps, shots, seed, degradation, progress=out.print)
+    result = run_demo(album, output_dir, steps, shots, seed, degradation, device, progress=out.print)
     out.print(demo_table(result))
     out.print(CAVEAT)
     out.print("Pictures (degraded, generic, personal, truth):")
@@ -434,12 +435,13 @@ def compare(
     recogniser: Annotated[str, typer.Option(help="'embedded' or a recogniser's file.")] = "embedded",
     size: Annotated[int, typer.Option(min=32, help="Side in pixels at which they are compared.")] = 128,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")] = None,
+    device: Device = "auto",
 ) -> None:
     """Score restored faces, from whatever tool, against the true ones: PSNR, SSIM, LPIPS, identity."""
     from .evaluate import compare_folders
     from .evaluate.report import write_text
 
-    figures = compare_folders(restored, truth, recogniser=recogniser, size=size)
+    figures = compare_folders(restored, truth, recogniser=recogniser, size=size, device=device)
     table = Table("metric", "mean")
     for metric, value in figures.items():
         table.add_row(metric, "not available" if value is None else f"{value:.4f}")

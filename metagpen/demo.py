@@ -20,6 +20,7 @@ from . import degrade, evaluate, load, recognise
 from .adaptation import adapt
 from .album import read_album
 from .atomic import whole_file
+from .devices import pick_device
 from .errors import DataError
 from .evaluate.report import contact_sheet, table, write_text
 from .evaluate.tasks import load_crop
@@ -63,18 +64,21 @@ def run_demo(
     shots: int = 5,
     seed: int = 0,
     degradation: str = "heavy",
+    device: str = "auto",
     progress: Callable[[str], None] = lambda message: None,
 ) -> DemoResult:
     """Adapt to `shots` photos of each person, restore the others, write pictures and figures to `output_dir`.
 
     album: "own", "lisa", or a folder. steps: gradient steps of adapting (0: the identity-conditioned start alone).
-    seed: chooses the photos, the degradations and the draws of adapting. progress: called with a line of text at
-    each stage. Raises DataError when the album is missing or has a person with fewer than two photos.
+    seed: chooses the photos, the degradations and the draws of adapting. device: auto, cpu, cuda, ...; where to
+    learn and restore (damage is drawn and figures are taken on the CPU, the same on every machine). progress: called
+    with a line of text at each stage. Raises DataError when the album is missing or has a person with fewer than two
+    photos, and for a device that is not there.
     """
     if shots < 1:
         raise DataError(f"shots must be at least 1, not {shots}: without a photo there is no person to learn")
     people = read_album(album)
-    model = load()
+    model = load(device=pick_device(device))
     recogniser = recognise.load("embedded")
     worsen = degrade.by_name(degradation)
     output = Path(output_dir)
@@ -96,8 +100,8 @@ def run_demo(
         degraded = worsen(truth, generator)
         images = {
             "degraded": degraded,
-            "generic": model.restore(degraded),
-            "personal": person.restore_batch(degraded),
+            "generic": model.restore(degraded).cpu(),
+            "personal": person.restore_batch(degraded).cpu(),
         }
         figures = {method: measure(images[method], truth, landmarks, recogniser) for method in METHODS}
         sheet = output / f"{name}.jpg"

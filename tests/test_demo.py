@@ -42,7 +42,7 @@ def seen(monkeypatch):
         seen.append(torch.stack(photos))
         return Blank(float(seen[-1].mean()))
 
-    monkeypatch.setattr(demo, "load", Blank)
+    monkeypatch.setattr(demo, "load", lambda device: Blank())
     monkeypatch.setattr(demo, "adapt", adapt)
     monkeypatch.setattr(demo.recognise, "load", lambda name: Recogniser())
     monkeypatch.setattr(demo.degrade, "by_name", lambda name: lambda images, generator: images * 0.5)
@@ -110,6 +110,11 @@ def test_the_seed_decides(seen, album, tmp_path):
 def test_no_photo_no_person(tmp_path):
     with pytest.raises(DataError, match="at least 1"):
         demo.run_demo("own", tmp_path, shots=0)
+
+
+def test_a_device_that_is_not_there(seen, album, tmp_path):
+    with pytest.raises(DataError, match="device 'cuda:99' is not available"):
+        demo.run_demo("two", tmp_path, device="cuda:99")
 
 
 def test_the_pictures_never_take_the_place_of_photos(seen, album, tmp_path):

@@ -612,7 +612,7 @@ def test_compare_folders(tmp_path, monkeypatch):
     from metagpen import faces, recognise
     from metagpen.evaluate import compare_folders
 
-    monkeypatch.setattr(recognise, "load", lambda name: Means())
+    monkeypatch.setattr(recognise, "load", lambda name, device: Means())
     truth, restored = tmp_path / "truth", tmp_path / "restored"
     for folder, shift in ((truth, 0.0), (restored, 0.1)):
         folder.mkdir()
@@ -625,6 +625,8 @@ def test_compare_folders(tmp_path, monkeypatch):
     (truth / "1.png").unlink()
     with pytest.raises(DataError, match="no true face for 1.png"):
         compare_folders(restored, truth)
+    with pytest.raises(DataError, match="device 'cuda:99' is not available"):
+        compare_folders(truth, truth, device="cuda:99")
 
 
 def test_run_evaluate_from_a_config_and_again(people, tmp_path, monkeypatch):

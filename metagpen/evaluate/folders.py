@@ -7,24 +7,30 @@ from pathlib import Path
 import torch
 
 from metagpen import faces, recognise
+from metagpen.devices import pick_device
 from metagpen.errors import DataError
 from metagpen.evaluate import metrics
 from metagpen.lpips_files import load_lpips
 
 
 def compare_folders(
-    restored: str | Path, truth: str | Path, *, recogniser: str = "embedded", size: int = 128
+    restored: str | Path, truth: str | Path, *, recogniser: str = "embedded", size: int = 128,
+    device: str = "auto",
 ) -> dict[str, float | None]:
     """Means over all pairs of `psnr` (dB), `ssim`, `lpips` (None: no backbone), `sharpness`, `identity`, `deg`.
 
     restored, truth: folders of aligned square faces; files pair up by name without suffix, and each restored face
-    needs its truth. size: side in pixels at which they are compared. Raises DataError when a truth is missing.
+    needs its truth. size: side in pixels at which they are compared. device: auto, cpu, cuda, ...
+    Raises DataError when a truth is missing, and for a device that is not there.
     """
     pairs = _pairs(Path(restored), Path(truth))
-    net, lpips = recognise.load(recogniser), load_lpips()
+    device = pick_device(device)
+    net, lpips = recognise.load(recogniser, device), load_lpips()
+    if lpips is not None:
+        lpips.to(device)
     sums: dict[str, list[torch.Tensor]] = {}
     for paths in pairs:
-        image, target = (_crop(path, size) for path in paths)
+        image, target = (_crop(path, size).to(device) for path in paths)
         cosine = metrics.identity(net, image, target)
         values = {
             "psnr": metrics.psnr(image, target),
