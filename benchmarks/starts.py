@@ -1,9 +1,10 @@
 """What may a start guess? Four starts, trained from the same base at equal budget, measured on people kept back.
 
-A start sets the decoder's offsets from the mean embedding of somebody's photos. `configs/start_128.yml` trains it
-without inner steps, and can let it guess the decoder's mixtures too (`start_mixtures`) and look at the encoder's mean w
-of the photos (`start_appearance`). Here it learns each of the four combinations over the same episodes: the offsets
-alone are what any of the additions must beat, at the start and after 32 steps at hand-set rates. Measured on the people
+A start sets the decoder's offsets from the mean embedding of somebody's photos. Trained without inner steps, as in
+`configs/start_128.yml`, it can learn to guess the decoder's mixtures too (`start_mixtures`) and to look at the
+encoder's mean w of the photos (`start_appearance`). Here it learns each of the four combinations over the same
+episodes: the offsets alone are what any of the additions must beat, at the start and after 32 steps at hand-set rates.
+The filters of the mixtures, the offset for nobody and the gate's answer learn along, here only. Measured on the people
 marked `kept`, whom neither base nor start saw, by a recogniser that no loss used: nobody of the evaluation decides.
 
 Rows go to benchmarks/results/starts.json, the table to docs/meta.md. Photos come from `$METAGPEN_SHARED`, or the folder
@@ -33,6 +34,8 @@ RESULTS = measure.RESULTS / "starts.json"
 PAGE = measure.ROOT / "docs" / "meta.md"
 RUNS = measure.ROOT / "runs" / "starts"
 WIDTH = 12  # of the layer that mixtures are guessed from: 0.5 MB in the model's file
+LEARN_ALONG = {"slow": ["bases.*", "start.gate.nobody", "start.gate.answer.*"], "lr": 1e-3, "lr_slow": 1e-3}
+OUTER = {"l1": 1.0, "gradient": 0.25, "chroma": 1.0, "perceptual": 0.25, "identity": 0.6, "lpips": 1.2}
 ARMS = {"offsets": {"start_mixtures": 0}, "mixtures": {"start_mixtures": WIDTH},
         "appearance": {"start_mixtures": 0, "start_appearance": True},
         "both": {"start_mixtures": WIDTH, "start_appearance": True}}
@@ -43,9 +46,9 @@ LABELS = {"no-rule": "the base's, untrained", "offsets": "offsets alone", "mixtu
 def trained(arm: str, base: Path, arguments: argparse.Namespace) -> Path:
     """The averaged model of an arm; goes on where it was stopped."""
     return meta_train(MetaConfig.from_dict({
-        **measure.settings_on_shared(CONFIG), **ARMS[arm], "base": str(base), "meta_steps": arguments.meta_steps,
-        "device": arguments.device, "output_dir": RUNS / f"{base.stem}_{arguments.meta_steps}" / arm,
-        "cache_dir": RUNS / "cache",
+        **measure.settings_on_shared(CONFIG), **LEARN_ALONG, "outer": OUTER, **ARMS[arm],
+        "base": str(base), "meta_steps": arguments.meta_steps, "device": arguments.device,
+        "output_dir": RUNS / f"{base.stem}_{arguments.meta_steps}" / arm, "cache_dir": RUNS / "cache",
         "validate_every": arguments.meta_steps, "validate_people": 4, "validate_queries": 2, "validate_steps": [0],
     }))  # fmt: skip
 
