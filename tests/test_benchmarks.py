@@ -327,3 +327,18 @@ def test_first_light_runs_to_its_end(shared, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["first_light.py", "--dry"])
     first_light.main()
     assert len(list(tmp_path.glob("*/sheets/heavy_*.png"))) == 2 and list(tmp_path.glob("*/page.md"))
+
+
+def test_an_opened_gate_restores_ruins_as_before():
+    calibrate_gate = script("calibrate_gate")
+    model = load()
+    torch.nn.init.zeros_(model.gate.judge[-1].weight)  # everything is a ruin
+    torch.nn.init.constant_(model.gate.judge[-1].bias, calibrate_gate.RUIN)
+    images = torch.rand(2, 3, model.size, model.size) * 2 - 1
+    found = []
+    for own in (model, calibrate_gate.opened(model, 20.0, 0.6)):
+        share, filling = own.look(images)
+        found.append((filling, share[:, :, None] * own.start(torch.eye(2, own.start.embedding_dim))))
+    assert own.gate.slope.unique().tolist() == [20.0] and own.rule is None
+    for before, after in zip(*found, strict=True):
+        torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-5)
