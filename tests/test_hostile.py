@@ -57,7 +57,7 @@ def place(tmp_path, tiny_model, tiny_recogniser, monkeypatch) -> Path:
     plain = recognise.load
     monkeypatch.setattr(recognise, "load", lambda name="embedded", device="cpu": (
         plain(name, device) if Path(name).is_file() else tiny_recogniser))
-    monkeypatch.setattr("metagpen.demo.load", lambda: tiny_model)
+    monkeypatch.setattr("metagpen.demo.load", lambda device: tiny_model)
     tiny_model.save(tmp_path / "model.safetensors", torch.float32)
     write_people(tmp_path / "faces")
     return tmp_path
