@@ -3,7 +3,7 @@
 What reaches the styles is the gate's share times an offset, and training settles the product alone: shares may be small
 even for ruins, and offsets large. The decoder's mixtures, which go with the mean share, would then hardly take a step.
 So every layer gets the same share, sigmoid(slope · (severity - centre)), near one for ruins, and the offsets (the
-start's and nobody's) are multiplied with what their layer let in at a severity of `RUIN`, the median of faces of 8 to
+start's and nobody's) are multiplied with what their layer let in at a severity of `RUIN`, about that of faces of 8 to
 16 px: those restore as they did.
 
 Every pair of `SLOPES` and `CENTRES` is tried. Of those that lose no PSNR under moderate damage (at most `HARMLESS` dB)
@@ -11,7 +11,7 @@ the one that gains most identity under heavy damage is kept; if all lose, the on
 for the start against the generic model, by the recogniser of the losses, on people kept back from the training: nobody
 of the evaluation is looked at. Comes before `metagpen meta-train`; a rule, learned for another gate, is left out.
 
-    python benchmarks/calibrate_gate.py runs/base_128/ema.safetensors -o runs/base_128/calibrated.safetensors
+    python benchmarks/calibrate_gate.py runs/base_128/ema.safetensors -o runs/base_128/opened.safetensors
 """
 
 from __future__ import annotations

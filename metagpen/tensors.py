@@ -56,7 +56,7 @@ def unpickled_tensors(path: str | Path, wrappers: Sequence[str]) -> dict[str, Te
             or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())):
         raise CheckpointError(f"{path}: holds no state dict (names and tensors), plain or under {', '.join(wrappers)}; "
                               "save one with torch.save(network.state_dict(), path)")
-    return {name.removeprefix("module."): value for name, value in state.items()}  # of DistributedDataParallel
+    return state
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> str:

@@ -81,7 +81,8 @@ def from_state(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -
     from .mobilefacenet import MobileFaceNet
     from .student import ARCHITECTURE, recogniser
 
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    state = {name.removeprefix("module."): value.float() if value.is_floating_point() else value
+             for name, value in state.items()}
     try:
         if metadata.get("architecture") == ARCHITECTURE:
             return recogniser(state, metadata)
