@@ -9,6 +9,7 @@ from .errors import DataError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def pick_device(name: str) -> str:
@@ -40,6 +41,16 @@ def bf16_autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     import torch
 
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and has_bf16(device))
+
+
+def halve_convolutions(network: nn.Module) -> nn.Module:
+    """The frozen network, its convolutions' weights in bfloat16: what autocast would make of them again and again."""
+    import torch
+
+    for module in network.modules():
+        if isinstance(getattr(module, "weight", None), torch.Tensor) and module.weight.ndim == 4:
+            module.to(torch.bfloat16)
+    return network
 
 
 def synchronise(device: torch.device) -> None:

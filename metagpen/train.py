@@ -7,6 +7,7 @@ was killed and resumed sees the batches it would have seen, and ends with the nu
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -123,6 +124,10 @@ class TrainConfig(Config):
     degradation: dict[str, Any] = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
     recogniser: str = Field("embedded", description="whose embeddings the start reads; users need it too")
     loss_recogniser: str | None = Field(None, description="the one in the losses; default: the same")
+    gate: tuple[float, float] | None = Field(None, description="slope and centre that every layer's gate has and keeps; "
+                                                               "default: they are learned. Training settles only the "
+                                                               "product of share and offset, and may leave shares "
+                                                               "small, which later steps on mixtures suffer from")
     max_identity_photos: int = 8
     identity_dropout: float = Field(0.2, ge=0, le=1)
     stages: list[Stage] = Field(min_length=1)
@@ -164,6 +169,11 @@ class Batch:
     landmarks: Tensor
     identity: Tensor
     known: Tensor
+
+
+    def pin_memory(self) -> Batch:
+        """Where a GPU can fetch it while others work."""
+        return Batch(*[getattr(self, name).pin_memory() for name in self.__dataclass_fields__])
 
 
 class Seen(NamedTuple):
@@ -267,8 +277,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, batches: Batches, watched: Batches, identity_dim: int,
                  in_losses: recognise.Recogniser):
         self.config, self.batches, self.watched = config, batches, watched
-        self.recogniser_loss = RecogniserLoss(in_losses, config.compile)
         self.device = torch.device(config.device)
+        self.recogniser_loss = RecogniserLoss(self._frozen(copy.deepcopy(in_losses)), config.compile)
         self.folder = Path(config.output_dir)
         self.step = self.stage_index = self.stage_start = 0
         torch.manual_seed(config.seed)
@@ -279,14 +289,23 @@ class Trainer:
         config, size = self.config, self.config.stages[0].size
         if config.init is None:
             gpen = GPEN(size, config.channel_multiplier, config.narrow)
-            return MetaGPEN(gpen, IdentityStart(identity_dim, gpen.config.n_latent, gpen.config.style_dim), card)
+            start = IdentityStart(identity_dim, gpen.config.n_latent, gpen.config.style_dim)
+            return self._with_gate(MetaGPEN(gpen, start, card))
         model = load(config.init)
         start = model.start or IdentityStart(identity_dim, model.gpen.config.n_latent, model.gpen.config.style_dim)
         if start.embedding_dim != identity_dim:
             raise ConfigError(f"init: the start of {config.init} reads embeddings of {start.embedding_dim} numbers, "
                               f"the recogniser '{config.recogniser}' gives {identity_dim}")
         model = MetaGPEN(model.gpen, start, {**card, "init": model.card}).requires_grad_(True)
-        return grow_to(model, size)
+        return self._with_gate(grow_to(model, size))
+
+    def _with_gate(self, model: MetaGPEN) -> MetaGPEN:
+        """The model with the configured gate, if one is."""
+        if self.config.gate is not None:
+            slope, centre = self.config.gate
+            nn.init.constant_(model.gate.slope, slope)
+            nn.init.constant_(model.gate.centre, centre)
+        return model
 
     def _card(self, in_losses: recognise.Recogniser) -> dict[str, Any]:
         """What goes into the model file about how it was made; `config.card` adds to it."""
@@ -307,6 +326,9 @@ class Trainer:
         self.model.requires_grad_(self.stage.train_trunk)
         for module in self.model.gpen.generator.top_level:
             module.requires_grad_(True)
+        if self.config.gate is not None:
+            self.model.gate.slope.requires_grad_(False)
+            self.model.gate.centre.requires_grad_(False)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         mapping = {id(p) for p in self.model.gpen.generator.style.parameters()}
         groups = [{"params": [p for p in self.trained if id(p) not in mapping], "factor": 1.0},
@@ -320,12 +342,20 @@ class Trainer:
             self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=self.stage.lr_d,
                                                      betas=(self.stage.beta1, 0.99))
         looks_through_vgg = self.stage.loss.projected and self.stage.critic_sees == "vgg"
-        self.vgg = VGGLoss(self.config.compile).to(self.device) if self.stage.loss.lpips or looks_through_vgg else None
+        wants_vgg = self.stage.loss.lpips or looks_through_vgg
+        self.vgg = VGGLoss(self.config.compile).to(self.device) if wants_vgg else None
+        if self.vgg is not None:
+            self._frozen(self.vgg.trunk)
         self.projected = self.projected_optimiser = None
         if self.stage.loss.projected:
             self.projected = ProjectedCritic(self._depths()).to(self.device)
             self.projected_optimiser = torch.optim.Adam(self.projected.parameters(), lr=self.stage.lr_d,
                                                         betas=(0.5, 0.99))
+
+    def _frozen(self, network: nn.Module) -> nn.Module:
+        """A network that only looks, as autocast wants it."""
+        wanted = self.config.bf16 and devices.has_bf16(self.device)
+        return devices.halve_convolutions(network) if wanted else network
 
     @torch.no_grad()
     def _depths(self) -> list[int]:
@@ -333,7 +363,8 @@ class Trainer:
         if self.stage.critic_sees == "vgg":
             return list(VGGLoss.channels[JUDGED])
         grey = torch.zeros(1, 3, self.stage.size, self.stage.size, device=self.device)
-        return [m.shape[1] for m in self.recogniser_loss.recogniser.perceive(grey)[0]]
+        with devices.bf16_autocast(self.device, self.config.bf16):
+            return [m.shape[1] for m in self.recogniser_loss.recogniser.perceive(grey)[0]]
 
     def next_stage(self) -> None:
         """Continue from the averaged weights: grow if the next stage is larger, keep the critic where it fits."""
@@ -429,7 +460,8 @@ class Trainer:
         """The batches from here to the stage's end."""
         rest = range(self.step, self.stage_start + self.stage.steps)
         return iter(DataLoader(Steps(self.batches, self.stage), batch_size=None, sampler=rest,
-                               num_workers=self.config.workers, generator=torch.Generator().manual_seed(0)))
+                               num_workers=self.config.workers, pin_memory=self.device.type == "cuda",
+                               generator=torch.Generator().manual_seed(0)))
 
     def train_step(self, batch: Batch) -> dict[str, float]:
         batch = self._to_device(batch)
@@ -457,7 +489,7 @@ class Trainer:
         return stage.lr * warmup_cosine(done, stage.steps, stage.warmup, stage.lr_final / stage.lr)
 
     def _to_device(self, batch: Batch) -> Batch:
-        return Batch(*[getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__])
+        return Batch(*[getattr(batch, name).to(self.device, non_blocking=True) for name in Batch.__dataclass_fields__])
 
     # -- watching ---------------------------------------------------------------------------------------------
 
@@ -471,7 +503,8 @@ class Trainer:
         outputs = {"generic": self.forward(model, nobody), "start": self.forward(model, somebody)}
         figures = {}
         for name, restored in outputs.items():
-            seen = self.recogniser_loss(restored, batch.truth, batch.landmarks)
+            with devices.bf16_autocast(self.device, self.config.bf16):
+                seen = self.recogniser_loss(restored, batch.truth, batch.landmarks)
             figures[f"{name}_cosine"] = float(1 - seen.identity.mean())
             mse = (restored.clamp(-1, 1) - batch.truth).square().mean(dim=(1, 2, 3)) / 4
             figures[f"{name}_psnr"] = float(-10 * mse.log10().mean())

@@ -66,7 +66,7 @@ class DistilConfig(Config):
     blends: float = 0.35  # share of pictures made of two faces
     seed: int = 0
     threads: int = 1
-    device: str = "cpu"  # random draws are the CPU's on every device
+    device: str = "cpu"  # random draws but the noise are the CPU's on every device
     compile: bool = False  # fuse with torch.compile, which needs a C++ compiler
     save_every: int = 200
     check_every: int = 200
@@ -174,7 +174,8 @@ def degrade(views: Tensor, generator: torch.Generator) -> Tensor:
         small = F.interpolate(part, (int(side), int(side)), mode="bilinear", antialias=True)
         coarse.append(F.interpolate(small, views.shape[-2:], mode="bicubic"))
     x = tint(torch.lerp(views, torch.cat(coarse), draw.chance(0.5)), generator, 0.7)
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    seed = int(torch.randint(2 ** 62, (), generator=generator))  # so many numbers are made where they are needed
+    noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
     x = x + noise * draw.uniform(0, 0.15, 1, 1, 1) * draw.chance(0.5)
     along = torch.arange(views.shape[-1], device=views.device)
     half = draw.uniform(8, 22, 1, 1, 1)
@@ -302,10 +303,10 @@ class Trainer:
     @torch.no_grad()
     def update_average(self) -> None:
         keep = min(self.config.ema, self.step / (self.step + 10))  # young averages forget faster
-        for mean, value in zip(self.average.state_dict().values(), self.student.state_dict().values()):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - keep)
-            else:
+        pairs = list(zip(self.average.state_dict().values(), self.student.state_dict().values()))
+        torch._foreach_lerp_(*map(list, zip(*(pair for pair in pairs if pair[0].is_floating_point()))), 1 - keep)
+        for mean, value in pairs:
+            if not mean.is_floating_point():
                 mean.copy_(value)
 
     def save(self) -> None:

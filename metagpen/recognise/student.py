@@ -68,7 +68,7 @@ class StudentNet(nn.Module):
     """
 
     def __init__(self, size: int = SIZE, dim: int = DIM, widths: tuple[int, ...] = (64, 128, 128),
-                 depths: tuple[int, ...] = (2, 3, 2), top: int = 512) -> None:
+                 depths: tuple[int, ...] = (2, 4, 4), top: int = 512) -> None:
         super().__init__()
         self.size, self.widths = size, widths
         self.stem = nn.Sequential(nn.PixelUnshuffle(PATCH),
