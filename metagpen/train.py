@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
@@ -38,6 +39,7 @@ from .faces import to_pil
 from .gpen import GPEN
 from .gpen.discriminator import Discriminator
 from .gpen.growth import grow
+from .graphs import Captured, make_capturable, set_rate
 from .identities import PackedPhotos, load_crops, pack, split
 from .losses import (
     ProjectedCritic,
@@ -54,6 +56,7 @@ from .losses import (
 )
 from .model import MetaGPEN
 from .person.start import IdentityStart
+from .recognise.align import View
 from .schedule import warmup_cosine
 from .tensors import write_tensors
 from .weights import load
@@ -61,7 +64,8 @@ from .workers import finishing
 
 JUDGED = slice(1, 4)  # of VGG-16's depths; the finest costs much, and the critic sees brightness there anyway
 # What a resumed run may have otherwise: nothing that shaped its numbers so far.
-FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "workers", "card", "save_every", "sheet_every"}
+FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "cuda_graphs", "threads", "workers", "card",
+                  "save_every", "sheet_every"}
 TAKE_ANOTHER = "take another output_dir, or the configuration that the run began with"
 
 
@@ -124,10 +128,10 @@ class TrainConfig(Config):
     degradation: dict[str, Any] = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
     recogniser: str = Field("embedded", description="whose embeddings the start reads; users need it too")
     loss_recogniser: str | None = Field(None, description="the one in the losses; default: the same")
-    gate: tuple[float, float] | None = Field(None, description="slope and centre that every layer's gate has and keeps; "
+    gate: tuple[float, float] | None = Field(None, description="slope and centre of every layer's gate, for good; "
                                                                "default: they are learned. Training settles only the "
-                                                               "product of share and offset, and may leave shares "
-                                                               "small, which later steps on mixtures suffer from")
+                                                               "product of share and offset, and may leave shares so "
+                                                               "small that a person's mixtures can hardly step")
     max_identity_photos: int = 8
     identity_dropout: float = Field(0.2, ge=0, le=1)
     stages: list[Stage] = Field(min_length=1)
@@ -137,6 +141,7 @@ class TrainConfig(Config):
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     compile: bool = Field(False, description="fuse the losses' passes over large maps with torch.compile, which needs "
                                              "a C++ compiler")
+    cuda_graphs: bool = Field(True, description="on a GPU, record a step and play it again: the same numbers, sooner")
     threads: int | None = None
     workers: int = Field(0, ge=0, description="processes that make batches ahead; 0: none, best beside CPU training")
     card: dict[str, Any] = Field({}, description="added to the model's card, e.g. its licence and training data")
@@ -170,10 +175,22 @@ class Batch:
     identity: Tensor
     known: Tensor
 
-
     def pin_memory(self) -> Batch:
         """Where a GPU can fetch it while others work."""
         return Batch(*[getattr(self, name).pin_memory() for name in self.__dataclass_fields__])
+
+
+class Placed(NamedTuple):
+    """A batch where it is needed; `where` the recogniser of the losses looks, in place of the landmarks."""
+
+    truth: Tensor
+    poor: Tensor
+    where: View
+    identity: Tensor
+    known: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.truth, self.poor, self.where.grid, self.identity, self.known
 
 
 class Seen(NamedTuple):
@@ -351,6 +368,16 @@ class Trainer:
             self.projected = ProjectedCritic(self._depths()).to(self.device)
             self.projected_optimiser = torch.optim.Adam(self.projected.parameters(), lr=self.stage.lr_d,
                                                         betas=(0.5, 0.99))
+        self._prepare_update()
+
+    def _prepare_update(self) -> None:
+        """`update`, recorded where that is wanted: with the optimisers as they are now."""
+        # the critic's penalty now and then is work that changes
+        self.records = self.config.cuda_graphs and self.device.type == "cuda" and self.critic is None
+        for optimiser in (self.optimiser, self.projected_optimiser):
+            if optimiser is not None:
+                make_capturable(optimiser, self.device, self.records)
+        self.updates: dict[int, Callable[..., dict[str, Tensor]]] = {}
 
     def _frozen(self, network: nn.Module) -> nn.Module:
         """A network that only looks, as autocast wants it."""
@@ -379,14 +406,15 @@ class Trainer:
 
     # -- one step ---------------------------------------------------------------------------------------------
 
-    def forward(self, model: MetaGPEN, batch: Batch) -> Tensor:
+    def forward(self, model: MetaGPEN, batch: Placed) -> Tensor:
+        """Restored faces [B, 3, S, S] of a batch on the device."""
         with devices.bf16_autocast(self.device, self.config.bf16):
             poor = batch.poor.contiguous(memory_format=torch.channels_last)
             share, filling = model.look(poor)
             share = share * batch.known[:, None]
             return model.gpen(poor, filling + share[:, :, None] * model.start(batch.identity)).float()
 
-    def losses(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, restored: Tensor, batch: Placed) -> dict[str, Tensor]:
         """The weighted terms, each a mean over the batch."""
         weight, terms, self.seen = self.stage.loss, {}, None
         terms["l1"] = weight.l1 * l1(restored, batch.truth).mean()
@@ -407,11 +435,11 @@ class Trainer:
                 terms |= self._adversarial_terms(restored, batch.truth)
         return terms
 
-    def _recogniser_terms(self, restored: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def _recogniser_terms(self, restored: Tensor, batch: Placed) -> dict[str, Tensor]:
         """Of the recogniser's share of the batch; what it saw is there for the projected critic."""
         weight, count = self.stage.loss, math.ceil(self.stage.recogniser_share * len(restored))
         restored, truth, poor = restored[:count], batch.truth[:count], batch.poor[:count]
-        seen = self.recogniser_loss(restored, truth, batch.landmarks[:count], poor)
+        seen = self.recogniser_loss(restored, truth, View(batch.where.grid[:count], batch.where.finer), poor)
         self.seen = Seen(luma(restored), luma(truth), seen.maps, seen.true_maps)
         return {"perceptual": weight.perceptual * seen.perceptual.mean(),
                 "identity": weight.identity * seen.identity.mean(),
@@ -435,7 +463,7 @@ class Trainer:
         self.critic.requires_grad_(True)
         return terms
 
-    def critic_step(self, restored: Tensor, truth: Tensor) -> dict[str, float]:
+    def critic_step(self, restored: Tensor, truth: Tensor) -> dict[str, Tensor]:
         with devices.bf16_autocast(self.device, self.config.bf16):
             loss = discriminator_loss(self.critic(truth).float(), self.critic(restored.detach()).float())
         if self.step % self.stage.r1_every == 0:
@@ -444,9 +472,9 @@ class Trainer:
         self.critic_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.critic_optimiser.step()
-        return {"critic": float(loss.detach())}
+        return {"critic": loss}
 
-    def projected_step(self, seen: Seen) -> dict[str, float]:
+    def projected_step(self, seen: Seen) -> dict[str, Tensor]:
         with devices.bf16_autocast(self.device, self.config.bf16):
             real = self.projected(seen.truth, seen.true_maps)
             fake = self.projected(seen.restored.detach(), [m.detach() for m in seen.maps])
@@ -454,7 +482,7 @@ class Trainer:
         self.projected_optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).mean().backward()
         self.projected_optimiser.step()
-        return {f"critic_depth_{k}": float(loss.detach()) for k, loss in enumerate(losses)}
+        return {f"critic_depth_{k}": loss for k, loss in enumerate(losses)}
 
     def upcoming(self) -> Iterator[Batch]:
         """The batches from here to the stage's end."""
@@ -464,47 +492,67 @@ class Trainer:
                                generator=torch.Generator().manual_seed(0)))
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        batch = self._to_device(batch)
+        placed = self.to_device(batch)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["factor"] * self._lr()
-        restored = self.forward(self.model, batch)
-        terms = self.losses(restored, batch)
-        loss = sum(terms.values())
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        must_be_finite(torch.nn.utils.clip_grad_norm_(self.trained, 5.0), self)
-        self.optimiser.step()
+            set_rate(group, group["factor"] * self._lr())
+        terms = self.update_for(placed.where.finer)(*placed.tensors())
         self.average.update_parameters(self.model)
-        logged = {name: float(value.detach()) for name, value in terms.items()}
-        if self.critic is not None:
-            logged.update(self.critic_step(restored, batch.truth))
-        if self.projected is not None:
-            logged.update(self.projected_step(self.seen))
+        logged = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # waits for the device, once
+        must_be_finite(logged.pop("gradient_norm"), self)
         self.step += 1
         return logged
+
+    def update_for(self, finer: int) -> Callable[..., dict[str, Tensor]]:
+        """`update` for views of this fineness, which is work and not a value (almost always 1)."""
+        if finer not in self.updates:
+            update = partial(self.update, finer)
+            self.updates[finer] = Captured(update) if self.records else update
+        return self.updates[finer]
+
+    def update(self, finer: int, truth: Tensor, poor: Tensor, grid: Tensor, identity: Tensor,
+               known: Tensor) -> dict[str, Tensor]:
+        """A step of all optimisers on a batch's tensors: the terms, and the gradient's norm, both as they were."""
+        batch = Placed(truth, poor, View(grid, finer), identity, known)
+        restored = self.forward(self.model, batch)
+        terms = self.losses(restored, batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, 5.0)
+        if not self.records:  # a recording is judged afterwards
+            must_be_finite(norm, self)
+        self.optimiser.step()
+        if self.critic is not None:
+            terms |= self.critic_step(restored, truth)
+        if self.projected is not None:
+            terms |= self.projected_step(self.seen)
+        return {name: value.detach().float() for name, value in terms.items()} | {"gradient_norm": norm.detach()}
 
     def _lr(self) -> float:
         stage = self.stage
         done = self.step - self.stage_start
         return stage.lr * warmup_cosine(done, stage.steps, stage.warmup, stage.lr_final / stage.lr)
 
-    def _to_device(self, batch: Batch) -> Batch:
-        return Batch(*[getattr(batch, name).to(self.device, non_blocking=True) for name in Batch.__dataclass_fields__])
+    def to_device(self, batch: Batch) -> Placed:
+        def place(value: Tensor) -> Tensor:
+            return value.to(self.device, non_blocking=True)
+
+        truth = place(batch.truth)
+        return Placed(truth, place(batch.poor), self.recogniser_loss.recogniser.view(batch.landmarks, truth),
+                      place(batch.identity), place(batch.known))
 
     # -- watching ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def watch(self) -> dict[str, float]:
         """On watched people: identity cosine (by the loss's recogniser) and PSNR, generic and with the start."""
-        batch = self._to_device(self.watched.draw(0, self.stage))
+        batch = self.to_device(self.watched.draw(0, self.stage))
         model = self.average.module
-        nobody = Batch(**{**vars(batch), "known": torch.zeros_like(batch.known)})
-        somebody = Batch(**{**vars(batch), "known": torch.ones_like(batch.known)})
+        nobody, somebody = (batch._replace(known=torch.full_like(batch.known, known)) for known in (0, 1))
         outputs = {"generic": self.forward(model, nobody), "start": self.forward(model, somebody)}
         figures = {}
         for name, restored in outputs.items():
             with devices.bf16_autocast(self.device, self.config.bf16):
-                seen = self.recogniser_loss(restored, batch.truth, batch.landmarks)
+                seen = self.recogniser_loss(restored, batch.truth, batch.where)
             figures[f"{name}_cosine"] = float(1 - seen.identity.mean())
             mse = (restored.clamp(-1, 1) - batch.truth).square().mean(dim=(1, 2, 3)) / 4
             figures[f"{name}_psnr"] = float(-10 * mse.log10().mean())
@@ -555,6 +603,7 @@ class Trainer:
         if self.projected is not None and "projected" in state:
             self.projected.load_state_dict(state["projected"])
             self.projected_optimiser.load_state_dict(state["projected_optimiser"])
+        self._prepare_update()  # the device may be another one
         return True
 
     # -- the loop ---------------------------------------------------------------------------------------------
@@ -608,9 +657,9 @@ def same_photos(path: Path, state: Mapping[str, Any], photos: PackedPhotos) -> N
                               "take another output_dir")
 
 
-def must_be_finite(norm: Tensor, trainer: Resumable) -> None:
-    """Raises ConfigError before numbers that are not finite reach the weights, and so the files."""
-    if not bool(norm.isfinite()):
+def must_be_finite(norm: Tensor | float, trainer: Resumable) -> None:
+    """Raises ConfigError before numbers that are not finite reach the files."""
+    if not math.isfinite(norm):
         raise ConfigError(f"step {trainer.step}: the gradient is not finite; what was saved before is sound. Begin "
                           "another run from it, at lower rates")
 

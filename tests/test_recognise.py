@@ -82,6 +82,14 @@ def test_warp_brings_landmarks_to_the_template(side):
     torch.testing.assert_close(out[centres[:, 1], centres[:, 0]], expected, atol=0.05, rtol=0)
 
 
+def test_a_view_kept_for_several_pictures_shows_what_landmarks_show(tiny_recogniser):
+    crops = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    landmarks = torch.tensor(FFHQ_LANDMARKS, dtype=torch.float32) * 64 + torch.randn(2, 5, 2)
+    kept = tiny_recogniser.view(landmarks, crops)
+    assert torch.equal(tiny_recogniser.embed(crops, kept), tiny_recogniser.embed(crops, landmarks))
+    assert torch.equal(tiny_recogniser.align(crops.flip(0), kept), tiny_recogniser.align(crops.flip(0), landmarks))
+
+
 def test_warp_does_not_alias():
     """Stripes of one pixel average to grey when reduced eightfold, instead of turning into coarse stripes."""
     side = 896

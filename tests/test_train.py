@@ -228,7 +228,7 @@ def test_the_mapping_network_has_a_rate_of_its_own(config):
 def test_every_feature_of_the_encoder_learns_from_the_first_step(config):
     """A feature weight that begins at zero, as StyleGAN2's noise does, would leave the encoder without a gradient."""
     trainer = train.prepare(config)
-    batch = next(trainer.upcoming())
+    batch = trainer.to_device(next(trainer.upcoming()))
     trainer.losses(trainer.forward(trainer.model, batch), batch)["l1"].backward()
     for block in trainer.model.gpen.encoder:
         assert block[0][-2].weight.grad.abs().max() > 0
@@ -255,10 +255,10 @@ def test_a_critic_that_looks_through_vgg_sees_the_whole_batch(config, random_vgg
     assert logged["lpips"] > 0 and logged["projected"] > 0 and {"identity", "severity"} <= logged.keys()
     assert [len(m) for m in trainer.seen.maps] == [4] * 3 and len(trainer.seen.truth) == 4
     assert [m.shape[1] for m in trainer.seen.maps] == [128, 256, 512]
-    restored = trainer.forward(trainer.model, batch)
-    half = train.Batch(*[getattr(batch, name)[:2] for name in train.Batch.__dataclass_fields__])
-    halves = trainer.recogniser_loss(restored[:2], half.truth, half.landmarks, half.poor)
-    assert float(trainer.losses(restored, batch)["identity"].detach()) == pytest.approx(
+    placed = trainer.to_device(batch)
+    restored = trainer.forward(trainer.model, placed)
+    halves = trainer.recogniser_loss(restored[:2], batch.truth[:2], batch.landmarks[:2], batch.poor[:2])
+    assert float(trainer.losses(restored, placed)["identity"].detach()) == pytest.approx(
         stage.loss.identity * float(halves.identity.mean().detach()), rel=1e-5)
 
 
@@ -281,3 +281,12 @@ def test_impossible_configurations(config):
     trainer.batches.photos.source_side[:] = 100.0
     with pytest.raises(DataError, match="min_source_side"):
         trainer.batches.draw(0, config.stages[0].model_copy(update={"min_source_side": 101}))
+
+
+def test_a_configured_gate_stays(config):
+    """And what it lets in is learned behind it."""
+    config = config.model_copy(update={"gate": (15.0, 0.7)})
+    gate = MetaGPEN.from_file(train.train(config)).gate
+    assert gate.slope.unique().tolist() == [15.0]
+    assert gate.centre.unique().tolist() == pytest.approx([0.7], abs=1e-3)  # half precision
+    assert gate.nobody.abs().max() > 0

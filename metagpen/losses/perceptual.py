@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..recognise import Recogniser
+from ..recognise.align import View
 from .fused import fused
 from .pixel import luma
 
@@ -41,13 +42,14 @@ class RecogniserLoss:
         self.recogniser = recogniser
         self.distance = fused(direction_distance, compiled)
 
-    def __call__(self, restored: Tensor, truth: Tensor, landmarks: Tensor | None = None,
+    def __call__(self, restored: Tensor, truth: Tensor, landmarks: Tensor | View | None = None,
                  poor: Tensor | None = None) -> RecogniserTerms:
         """[B, 3, S, S] in [-1, 1] each -> terms [B]; differentiable in `restored`."""
+        where = landmarks if isinstance(landmarks, View) else self.recogniser.view(landmarks, truth)
         with torch.no_grad():
-            true_maps, true_embedding = self.recogniser.perceive(truth, landmarks)
-            lost = None if poor is None else 1 - (self.recogniser.embed(poor, landmarks) * true_embedding).sum(dim=1)
-        maps, embedding = self.recogniser.perceive(truth + luma(restored - truth), landmarks)
+            true_maps, true_embedding = self.recogniser.perceive(truth, where)
+            lost = None if poor is None else 1 - (self.recogniser.embed(poor, where) * true_embedding).sum(dim=1)
+        maps, embedding = self.recogniser.perceive(truth + luma(restored - truth), where)
         distances = [self.distance(a, b) for a, b in zip(maps, true_maps, strict=True)]
         perceptual = torch.stack(distances).mean(dim=0)
         identity = 1 - (embedding * true_embedding).sum(dim=1)

@@ -19,7 +19,8 @@ def chroma_l1(restored: Tensor, truth: Tensor) -> Tensor:
 
 def luma(x: Tensor) -> Tensor:
     """RGB [B, 3, H, W] -> its brightness (BT.601) [B, 1, H, W]; linear, so a difference's is the differences'."""
-    return (x * x.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(dim=1, keepdim=True)
+    red, green, blue = x.unbind(dim=1)  # numbers and not a tensor, which would have to be brought to the device
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def gradient_l1(restored: Tensor, truth: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ least-squares a and b (what Umeyama's method finds in general) then have a close
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,14 @@ def similarity(source: Tensor, target: Tensor) -> Tensor:
     return torch.stack([torch.stack([a.real, -a.imag, b.real], -1), torch.stack([a.imag, a.real, b.imag], -1)], 1)
 
 
+class View(NamedTuple):
+    """Where a network's view of crops takes its pixels: grid [B, height · finer, width · finer, 2] as `grid_sample`
+    wants it; the means of finer x finer of them make one pixel."""
+
+    grid: Tensor
+    finer: int
+
+
 def warp(images: Tensor, landmarks: Tensor, template: Tensor, size: tuple[int, int]) -> Tensor:
     """Resample crops so that their landmarks meet the template.
 
@@ -49,20 +58,29 @@ def warp(images: Tensor, landmarks: Tensor, template: Tensor, size: tuple[int, i
     output; size: (height, width) of the output. Returns [B, 3, height, width] in the range of `images`,
     float32, differentiable in the images. Outside the crop the border pixel is repeated.
     """
-    with torch.autocast(images.device.type, enabled=False):  # in bfloat16 points would move by half a pixel
-        return _warp(images.float(), landmarks.float(), template, size)
+    return resample(images, view(landmarks, template, size, images.shape[-2:], images.device))
 
 
-def _warp(images: Tensor, landmarks: Tensor, template: Tensor, size: tuple[int, int]) -> Tensor:
-    inverse = similarity(template.to(landmarks).expand(len(landmarks), -1, -1), landmarks)
-    # Where the output is coarser than the input, sample finer and average, or fine detail would alias.
-    finer = math.ceil(inverse[:, :, 0].norm(dim=1).max().item() - 1e-3)
-    height, width = size[0] * finer, size[1] * finer
-    # theta maps output coordinates in [-1, 1] to input coordinates in [-1, 1]; both count from pixel edges.
-    half_output = torch.tensor([size[1] / 2, size[0] / 2], device=images.device)
-    half_input = torch.tensor([images.shape[-1] / 2, images.shape[-2] / 2], device=images.device)
-    offset = inverse[:, :, 2] + inverse[:, :, :2] @ half_output - half_input
-    theta = torch.cat([inverse[:, :, :2] * half_output, offset[:, :, None]], 2) / half_input[:, None]
-    grid = F.affine_grid(theta, [len(images), images.shape[1], height, width], align_corners=False)
-    out = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return F.avg_pool2d(out, finer) if finer > 1 else out
+def view(landmarks: Tensor, template: Tensor, size: tuple[int, int], crop: tuple[int, int],
+         device: torch.device) -> View:
+    """Where `warp` looks in crops of (height, width) `crop`; the grid on the device, wherever the landmarks are."""
+    with torch.autocast(landmarks.device.type, enabled=False):  # in bfloat16 points would move by half a pixel
+        landmarks = landmarks.float()
+        inverse = similarity(template.to(landmarks).expand(len(landmarks), -1, -1), landmarks)
+        # Where the output is coarser than the input, sample finer and average, or fine detail would alias.
+        finer = math.ceil(inverse[:, :, 0].norm(dim=1).max().item() - 1e-3)
+        # theta maps output coordinates in [-1, 1] to input coordinates in [-1, 1]; both count from pixel edges.
+        half_output = landmarks.new_tensor([size[1] / 2, size[0] / 2])
+        half_input = landmarks.new_tensor([crop[1] / 2, crop[0] / 2])
+        offset = inverse[:, :, 2] + inverse[:, :, :2] @ half_output - half_input
+        theta = torch.cat([inverse[:, :, :2] * half_output, offset[:, :, None]], 2) / half_input[:, None]
+    with torch.autocast(device.type, enabled=False):
+        shape = [len(theta), 1, size[0] * finer, size[1] * finer]
+        return View(F.affine_grid(theta.to(device, non_blocking=True), shape, align_corners=False), finer)
+
+
+def resample(images: Tensor, where: View) -> Tensor:
+    """The view [B, 3, height, width] of images [B, 3, H, W], float32."""
+    with torch.autocast(images.device.type, enabled=False):
+        out = F.grid_sample(images.float(), where.grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return F.avg_pool2d(out, where.finer) if where.finer > 1 else out

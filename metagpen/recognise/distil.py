@@ -17,6 +17,8 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from ..atomic import forget_later_steps, whole_file
 from ..config import Config, same_run
 from ..devices import bf16_autocast
 from ..errors import CheckpointError, ConfigError, DataError
+from ..graphs import Captured, make_capturable, set_rate
 from ..identities import People, Photo, split
 from ..schedule import warmup_cosine
 from ..tensors import write_tensors
@@ -216,8 +219,16 @@ class Trainer:
         others = [p for p in parameters if p.ndim <= 1]
         self.optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": config.weight_decay},
                                             {"params": others, "weight_decay": 0.0}], lr=config.rate)
+        self.prepare_updates()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
+
+    def prepare_updates(self) -> None:
+        """A step of either phase, recorded on a GPU: with the optimiser as it is now."""
+        updates = [partial(self.update, losses) for losses in (self.losses_apart, self.losses_joined)]
+        records = self.device.type == "cuda"
+        make_capturable(self.optimiser, self.device, records)
+        self.update_apart, self.update_joined = map(Captured, updates) if records else updates
 
     def rate(self) -> float:
         """For either phase: linear warm-up, then a cosine; to a tenth while apart, to zero when joined."""
@@ -266,39 +277,47 @@ class Trainer:
         errors = {f"map{i}": F.mse_loss(m.float(), w) for i, (m, w) in enumerate(zip(maps, wanted))}
         return {"loss": 1 - cosine + sum(errors.values()), "cosine": cosine, **errors}
 
-    def losses_joined(self, views: Tensor) -> dict[str, Tensor]:
-        """The whole network, on the pictures and on degraded copies of some."""
-        c, count = self.config, len(views)
+    def losses_joined(self, views: Tensor, copies: Tensor, fading: Tensor) -> dict[str, Tensor]:
+        """The whole network, on the pictures and on degraded copies of the first ones; `fading`: weight of the maps."""
+        count = len(views)
         wanted, target = self.targets(views)
-        copies = degrade(views[:c.degraded], self.generator)
         with bf16_autocast(self.device):
             maps, embedding = self.run_joined(self.view(torch.cat([views, copies])))
         embedding = F.normalize(embedding.float(), dim=1)
-        target = torch.cat([target, target[:c.degraded]])
+        target = torch.cat([target, target[:len(copies)]])
         errors = {f"map{i}": F.mse_loss(m[:count].float(), w) for i, (m, w) in enumerate(zip(maps, wanted))}
         cosine = (embedding * target).sum(1)
-        others = ~torch.eye(len(target), dtype=torch.bool, device=self.device)
-        relation = (embedding @ target.T - target @ target.T).square()[others].mean()
-        fading = c.maps * (c.steps - self.step) / (c.steps - c.apart)  # a guide at first, a distraction at last
-        loss = 1 - cosine.mean() + c.relation * relation + fading * sum(errors.values())
+        every = len(target)  # of the cosines with others: those with oneself are 1 in both
+        relation = (embedding @ target.T - target @ target.T).square().fill_diagonal_(0).sum() / (every * (every - 1))
+        loss = 1 - cosine.mean() + self.config.relation * relation + fading * sum(errors.values())
         return {"loss": loss, "relation": relation, "cosine": cosine[:count].mean(),
                 "cosine_degraded": cosine[count:].mean(), **errors}
 
-    def train_step(self, faces: Tensor) -> dict[str, float]:
-        c = self.config
-        chosen = faces[torch.randint(len(faces), (c.faces,), generator=self.generator)]
-        views = blend(jitter(self.pixels(chosen), self.generator), c.blends, self.generator)
-        views = tint(views, self.generator)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        terms = self.losses_apart(views) if self.step < c.apart else self.losses_joined(views)
+    def update(self, losses: Callable[..., dict[str, Tensor]], *inputs: Tensor) -> dict[str, Tensor]:
+        """A step of the optimiser; the terms as they were."""
+        terms = losses(*inputs)
         self.optimiser.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
         self.optimiser.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def train_step(self, faces: Tensor) -> dict[str, Tensor]:
+        c = self.config
+        chosen = faces[torch.randint(len(faces), (c.faces,), generator=self.generator).to(faces.device)]
+        views = blend(jitter(self.pixels(chosen), self.generator), c.blends, self.generator)
+        views = tint(views, self.generator)
+        for group in self.optimiser.param_groups:
+            set_rate(group, self.rate())
+        if self.step < c.apart:
+            terms = self.update_apart(views)
+        else:
+            copies = degrade(views[:c.degraded], self.generator)
+            fading = c.maps * (c.steps - self.step) / (c.steps - c.apart)  # a guide at first, a distraction at last
+            terms = self.update_joined(views, copies, torch.tensor(fading).to(self.device))
         self.step += 1
         self.update_average()
-        return {name: float(value.detach()) for name, value in terms.items()}
+        return terms
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -331,6 +350,7 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
         self.moments = state["moments"]
         self.optimiser.load_state_dict(state["optimiser"])
+        self.prepare_updates()
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]
         return True
@@ -354,7 +374,7 @@ def distil(config: DistilConfig) -> Trainer:
     torch.set_num_threads(config.threads)
     trainer = Trainer(config)
     resumed = trainer.resume()
-    faces = read_faces(list(people_of(config, "train").photos()))
+    faces = read_faces(list(people_of(config, "train").photos())).to(trainer.device)
     if not resumed:
         trainer.measure(faces)
     held_out = people_of(config, "val")
@@ -370,14 +390,15 @@ def distil(config: DistilConfig) -> Trainer:
 
         write(event="start", step=trainer.step, resumed=resumed, faces=len(faces), config=config.model_dump(),
               teacher=verification(truth, people))
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         while trainer.step < config.steps:
             for name, value in trainer.train_step(faces).items():
                 sums[name] = sums.get(name, 0.0) + value / 50
             if trainer.step % 50 == 0:
                 seconds = time.monotonic() - start
                 write(event="train", step=trainer.step, rate=trainer.rate(), seconds=round(seconds, 1),
-                      steps_per_second=round((trainer.step - first) / seconds, 3), **sums)
+                      steps_per_second=round((trainer.step - first) / seconds, 3),
+                      **{name: float(value) for name, value in sums.items()})
                 sums = {}
             if trainer.step % config.check_every == 0 or trainer.step == config.steps:
                 embeddings = trainer.embed(views)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..faces.align import FFHQ_LANDMARKS
-from .align import ARCFACE, warp
+from .align import ARCFACE, View, resample, view
 
 
 @dataclass(frozen=True)
@@ -43,36 +43,42 @@ class Recogniser(nn.Module):
         """Stays in eval mode: batch statistics must never change inside somebody's training loop."""
         return super().train(False)
 
-    def align(self, crops: Tensor, landmarks: Tensor | None = None) -> Tensor:
-        """Crops [B, 3, H, W] in [-1, 1] -> the network's view of them [B, 3, *spec.size], still in [-1, 1] RGB.
-
-        landmarks: [B, 5, 2] pixels of those crops; None takes the mean landmarks of FFHQ-style crops.
-        """
-        if crops.ndim != 4 or crops.shape[1] != 3:
-            raise ValueError(f"crops must be [B, 3, H, W], not {tuple(crops.shape)}")
+    def view(self, landmarks: Tensor | None, crops: Tensor) -> View:
+        """Where the network looks in crops [B, 3, H, W] of these landmarks [B, 5, 2], in pixels of those crops; None
+        takes the mean landmarks of FFHQ-style crops. Worth keeping where the same faces are seen several times."""
         if landmarks is None:
             side = torch.tensor([crops.shape[-1], crops.shape[-2]])
             landmarks = (torch.tensor(FFHQ_LANDMARKS, dtype=torch.float32) * side).expand(len(crops), -1, -1)
-        return warp(crops, landmarks.to(crops.device), torch.tensor(self.spec.template), self.spec.size)
+        return view(landmarks, torch.tensor(self.spec.template), self.spec.size, crops.shape[-2:], crops.device)
 
-    def forward(self, crops: Tensor, landmarks: Tensor | None = None) -> Tensor:
+    def align(self, crops: Tensor, landmarks: Tensor | View | None = None) -> Tensor:
+        """Crops [B, 3, H, W] in [-1, 1] -> the network's view of them [B, 3, *spec.size], still in [-1, 1] RGB.
+
+        landmarks: [B, 5, 2] pixels of those crops, or the `view` of them; None takes the mean landmarks of FFHQ-style
+        crops.
+        """
+        if crops.ndim != 4 or crops.shape[1] != 3:
+            raise ValueError(f"crops must be [B, 3, H, W], not {tuple(crops.shape)}")
+        return resample(crops, landmarks if isinstance(landmarks, View) else self.view(landmarks, crops))
+
+    def forward(self, crops: Tensor, landmarks: Tensor | View | None = None) -> Tensor:
         """Same as `embed`."""
         return self.embed(crops, landmarks)
 
-    def embed(self, crops: Tensor, landmarks: Tensor | None = None) -> Tensor:
+    def embed(self, crops: Tensor, landmarks: Tensor | View | None = None) -> Tensor:
         """Unit embeddings [B, dim], float32, of crops [B, 3, H, W] in [-1, 1]; differentiable in the crops."""
         return F.normalize(self.net(self._pixels(crops, landmarks)).flatten(1).float(), dim=1)
 
-    def features(self, crops: Tensor, landmarks: Tensor | None = None) -> list[Tensor]:
+    def features(self, crops: Tensor, landmarks: Tensor | View | None = None) -> list[Tensor]:
         """Intermediate maps [B, C, h, w], shallow to deep, for a perceptual term; differentiable."""
         return self.net.features(self._pixels(crops, landmarks))
 
-    def perceive(self, crops: Tensor, landmarks: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def perceive(self, crops: Tensor, landmarks: Tensor | View | None = None) -> tuple[list[Tensor], Tensor]:
         """(`features`, `embed`) of the crops from one pass; native networks only."""
         maps, output = self.net.perceive(self._pixels(crops, landmarks))
         return maps, F.normalize(output.flatten(1).float(), dim=1)
 
-    def _pixels(self, crops: Tensor, landmarks: Tensor | None) -> Tensor:
+    def _pixels(self, crops: Tensor, landmarks: Tensor | View | None) -> Tensor:
         x = self.align(crops, landmarks) * self.spec.pixel_scale + self.spec.pixel_shift
         x = x.flip(1) if self.spec.bgr else x
         parameter = next(self.net.parameters(), None)
