@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 import metagpen
-from metagpen.adaptation import AdaptConfig, adapt, adapt_many, album
+from metagpen.adaptation import AdaptConfig, adapt, adapt_many, album, loop
 from metagpen.adaptation.loop import Objective, draw, mirror
 from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd
+from metagpen.adaptation.recorded import RecordedSteps
 from metagpen.errors import ConfigError, PhotoError
 from metagpen.gpen.discriminator import Discriminator
 from metagpen.person import AdapterSpec
@@ -202,3 +203,40 @@ def test_what_only_the_configuration_says_counts(tiny_model, tiny_recogniser):
     assert (person.metadata["steps"], person.metadata["seed"], person.metadata["start"]) == (1, 7, False)
     person = adapt(tiny_model, photos, 2, start=True, config=config, recogniser=tiny_recogniser)
     assert (person.metadata["steps"], person.metadata["seed"], person.metadata["start"]) == (2, 7, True)
+
+
+def test_recorded_steps_are_the_plain_ones(tiny_model, tiny_recogniser):
+    """What a GPU would record, run as it is, for two people, up to rounding; and with a rate that changes."""
+    config = FAST.model_copy(update={"steps": 5, "rule": False})
+    albums = [album(faces(3, seed), 16) for seed in (0, 1)]
+    begun = loop.begin(tiny_model, config, 2, torch.Generator().manual_seed(0), None)
+    objective = Objective(tiny_model, config, tiny_recogniser, begun["latent.offset"])
+    plain = loop.PlainSteps(objective, begun, config)
+    recorded = RecordedSteps(objective, begun, list(begun), recorded=False)
+    for step, support in enumerate(loop.supports(albums, config, torch.device("cpu"), tiny_recogniser)):
+        rates = loop.step_rates(tiny_model, config, step, begun)
+        torch.testing.assert_close(recorded(support, rates), plain(support, rates), rtol=1e-5, atol=1e-6)
+    assert step == 4 and not torch.equal(begun["latent.offset"], plain.parameters["latent.offset"])
+    for name, value in plain.parameters.items():
+        torch.testing.assert_close(recorded.parameters[name].detach(), value.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_photos_damaged_ahead_are_those_damaged_in_place():
+    """Beside a GPU, processes damage each some people's photos: the order of people and all numbers stay."""
+    config = FAST.model_copy(update={"steps": 2})
+    albums = [album(faces(2, seed), 16) for seed in range(3)]
+    in_place = list(loop.supports(albums, config, torch.device("cpu"), None))
+    ahead = list(loop.supports(albums, config, torch.device("cpu"), None, workers=2))
+    assert len(ahead) == len(in_place) == 2
+    for mine, theirs in zip(ahead, in_place, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_on_a_gpu_the_same_person_is_learned(tiny_model, tiny_recogniser, cuda_graphs):
+    config = FAST.model_copy(update={"steps": 6, "cuda_graphs": cuda_graphs})
+    here = adapt(tiny_model, faces(3), config=config, recogniser=tiny_recogniser)
+    there = adapt(tiny_model.to("cuda"), faces(3), config=config, recogniser=tiny_recogniser.to("cuda"))
+    for name, value in here.parameters.items():
+        torch.testing.assert_close(there.parameters[name].cpu(), value, rtol=0.05, atol=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from .. import degrade, recognise
 from ..config import Config
@@ -26,11 +28,15 @@ from ..memory import free_memory
 from ..model import MetaGPEN
 from ..person import AdapterSpec, Parameters, Person, mean_identity, new_parameters, personal_forward
 from ..person.rule import by_kind
+from ..recognise.align import View
 from ..schedule import warmup_cosine
 from . import adversarial
 from .optimise import Optimiser, new_optimiser
+from .recorded import RecordedSteps
 
 OnError = Callable[[str, Exception], None]
+Support = tuple[Tensor, Tensor, Tensor | View]
+"""Truth and degraded [P·B, 3, S, S], and their landmarks [P·B, 5, 2] or where the recogniser looks in them."""
 
 
 DECIDED_BY_RULE = {"optimiser", "lr_latent", "lr_tail", "lr_decoder", "warmup", "eta_min", "tail_blocks", "tail_rank",
@@ -69,6 +75,7 @@ class AdaptConfig(Config):
                                          "optimiser, rates, spec and initial values given here")
     seed: int = 0
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
+    cuda_graphs: bool = Field(False, description="on a GPU, record a step and play it again; tested on the CPU alone")
     people_per_batch: int = Field(0, ge=0, description="how many learn at a time; 0: as memory allows, at most 8 on a "
                                                        "CPU and 64 on a GPU")
     adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
@@ -297,19 +304,69 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])
-    batches = [torch.Generator().manual_seed(config.seed + 1) for _ in albums]  # everybody draws alone
-    optimiser = new_optimiser(config.optimiser)
+    moving = list(step_rates(model, config, 0, parameters)) if config.steps else []
+    records = config.cuda_graphs and model.device.type == "cuda" and config.optimiser == "adam"
+    steps = RecordedSteps(objective, parameters, moving) if records else PlainSteps(objective, parameters, config)
     columns = (TextColumn("adapting"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
                TimeRemainingColumn())
     with Progress(*columns, disable=not (progress and config.steps)) as bar:
         task = bar.add_task("", total=config.steps, loss=float("nan"))
-        for step in range(config.steps):
-            support = draw(albums, objective.degradation, config, batches)
-            parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-            parameters, loss = inner_step(objective, parameters, support, step_rates(model, config, step, parameters),
-                                          optimiser)
-            bar.update(task, advance=1, loss=float(loss.detach().mean()))
-    return {name: value.detach() for name, value in parameters.items()}
+        for step, support in enumerate(supports(albums, config, model.device, recogniser)):
+            loss = steps(support, step_rates(model, config, step, parameters))
+            if progress:  # which waits for the device
+                bar.update(task, advance=1, loss=float(loss.mean()))
+    return {name: value.detach() for name, value in steps.parameters.items()}
+
+
+class PlainSteps:
+    """Steps from `parameters` [P, ...], each into new tensors; `recorded.RecordedSteps` is its twin for a GPU."""
+
+    def __init__(self, objective: Objective, parameters: Parameters, config: AdaptConfig):
+        self.objective, self.parameters, self.optimiser = objective, parameters, new_optimiser(config.optimiser)
+
+    def __call__(self, support: Support, rates: Mapping[str, Tensor | float]) -> Tensor:
+        """The loss [P] before the step."""
+        parameters = {name: value.detach().requires_grad_() for name, value in self.parameters.items()}
+        self.parameters, loss = inner_step(self.objective, parameters, support, rates, self.optimiser)
+        return loss.detach()
+
+
+class Drawn(IterableDataset):
+    """What `draw` gives these people (on the CPU) step by step, everybody for themselves: who else is there changes
+    nothing."""
+
+    def __init__(self, albums: Sequence[Album], config: AdaptConfig):
+        self.albums = [Album(own.crops.cpu(), own.landmarks.cpu()) for own in albums]
+        self.config = config
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        degradation = degrade.full_size(self.config.degradation)
+        generators = [torch.Generator().manual_seed(self.config.seed + 1) for _ in self.albums]
+        for _ in range(self.config.steps):
+            yield draw(self.albums, degradation, self.config, generators)
+
+
+def supports(albums: Sequence[Album], config: AdaptConfig, device: torch.device,
+             recogniser: recognise.Recogniser | None, workers: int | None = None) -> Iterator[Support]:
+    """(truth, degraded, where the recogniser looks) of every step, on the device.
+
+    Photos are damaged on the CPU: one after the other, in small operations, a GPU takes twice as long. Beside a GPU,
+    processes do it ahead, each for some of the people. workers: how many; default: the cores but one, on a CPU none.
+    """
+    if not config.steps:
+        return
+    if workers is None:
+        workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+    parts = max(1, min(len(albums), workers))
+    bounds = [len(albums) * k // parts for k in range(parts + 1)]
+    some: list[Iterable[tuple[Tensor, Tensor, Tensor]]] = [Drawn(albums[a:b], config)
+                                                           for a, b in zip(bounds, bounds[1:], strict=False)]
+    if workers:
+        some = [DataLoader(own, batch_size=None, num_workers=1) for own in some]
+    for drawn in zip(*some, strict=True):
+        truth, poor, landmarks = (torch.cat(values) for values in zip(*drawn, strict=True))
+        truth = truth.to(device)
+        yield truth, poor.to(device), landmarks if recogniser is None else recogniser.view(landmarks, truth)
 
 
 def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Generator,
@@ -392,7 +449,8 @@ class Objective:
                                     self.config.spec, frozen=True, share=share, filling=filling,
                                     bases=self.model.bases_of(self.config.spec.decoder_rank)).float()
 
-    def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
+    def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor,
+              landmarks: Tensor | View) -> Tensor:
         """The loss of each person [P]."""
         config = self.config
         loss = config.l1 * l1(restored, truth)
@@ -408,5 +466,5 @@ class Objective:
         people = moved.shape[0]
         return loss.unflatten(0, (people, -1)).mean(dim=1) + config.latent_norm * moved.square().mean(dim=(1, 2))
 
-    def __call__(self, parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
+    def __call__(self, parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor | View) -> Tensor:
         return self.terms(parameters, self.restore(parameters, poor), truth, poor, landmarks)
