@@ -35,7 +35,7 @@ from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 from metagpen.workers import spread
 
-SHORT, LONG = (1.0, 1.5, 2.0, 3.0), (0.5, 0.8, 1.2, 1.8)
+SHORT, LONG = (0.25, 0.5, 1.0, 2.0), (0.125, 0.25, 0.5, 1.0)
 TIMES = 4  # LONG is of runs so many times as long
 IDENTITY, LPIPS = 0.6, 1.2  # as configs/meta_128.yml weighs them
 

@@ -30,13 +30,18 @@ class Captured:
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
         self.calls += 1
-        if self.calls <= WARM_UP:
-            aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
-                outputs = self.function(*inputs)
-            here.wait_stream(aside)
-            return outputs
+        with torch.cuda.device(inputs[0].device):
+            return self._warm_up(*inputs) if self.calls <= WARM_UP else self._play(*inputs)
+
+    def _warm_up(self, *inputs: Tensor) -> dict[str, Tensor]:
+        aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            outputs = self.function(*inputs)
+        here.wait_stream(aside)
+        return outputs
+
+    def _play(self, *inputs: Tensor) -> dict[str, Tensor]:
         if self.graph is None:
             self.inputs = [value.clone() for value in inputs]
             self.graph = torch.cuda.CUDAGraph()

@@ -58,7 +58,7 @@ class AdaptConfig(Config):
     lr_decoder: float = 5e-3
     warmup: int = Field(4, ge=0)
     eta_min: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first")
-    l1: float = 1.0
+    l1: float = 2.0
     gradient: float = 0.0
     chroma: float = 1.0
     perceptual: float = 0.5

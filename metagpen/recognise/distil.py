@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..atomic import forget_later_steps, whole_file
-from ..config import Config, same_run
+from ..config import Config, Device, same_run
 from ..devices import bf16_autocast
 from ..errors import CheckpointError, ConfigError, DataError
 from ..graphs import Captured, make_capturable, set_rate
@@ -69,7 +69,7 @@ class DistilConfig(Config):
     blends: float = 0.35  # share of pictures made of two faces
     seed: int = 0
     threads: int = 1
-    device: str = "cpu"  # random draws but the noise are the CPU's on every device
+    device: Device = "auto"  # random draws but the noise are the CPU's on every device
     compile: bool = False  # fuse with torch.compile, which needs a C++ compiler
     save_every: int = 200
     check_every: int = 200
