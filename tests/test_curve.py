@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -556,7 +557,8 @@ def test_the_page_needs_no_other_file(reported):
     page = (reported / "curve.html").read_text()
     sources = [part.split('"')[0] for part in page.split('src="')[1:]]
     assert len(sources) == 3 and all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "http" not in page and "<script" not in page and "<td>every weight, 1 photo, 2 steps</td>" in page
+    words = re.sub(r'src="[^"]*"', "", page)  # a picture's base64 can hold any four letters
+    assert "http" not in words and "<script" not in words and "<td>every weight, 1 photo, 2 steps</td>" in words
 
 
 def test_the_same_rows_give_the_same_report(rows, reported, tmp_path):
