@@ -118,7 +118,8 @@ def page(found: Evaluation) -> str:
 Written by `benchmarks/first_light.py`; the rows are in `benchmarks/results/first_light.json`.
 
 {first["identities"]} held-out people of celeba_wild_256 (CelebA; in no training), {first["queries"]} queries. They are
-not untouched: while the models before this one were made, settings were chosen by how they did on them. The damage is synthetic, from the generators that training uses too. For each person
+not untouched: while the models before this one were made, settings were chosen by how they did on them. The damage is
+synthetic, from the generators that training uses too. For each person
 5 photos are set aside (of these the first, where one is used); the query photos are all the others whose native
 face was at least as wide as the model works on. Heavy: faces reduced to 8-16 px, noise, JPEG. Moderate: BSRGAN
 at scale 1. Every photo's damage, the 5 photos, the wrong person's identity and the bootstrap come from seed
