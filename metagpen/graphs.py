@@ -17,21 +17,35 @@ WARM_UP = 3  # calls that run as they are, on a stream of their own, before one 
 
 
 class Captured:
-    """A function of tensors to a dict of tensors, whose shapes and whose work do not change, on a CUDA device.
+    """A function of tensors to a dict of tensors, whose work depends on nothing but their shapes, on a CUDA device.
 
-    The first calls run it as it is; then it is recorded and every call plays the recording, with the given values in
-    the place of those that were there. What it returns is overwritten by the next call. It must not wait for the device
-    or bring anything to it, draw random numbers, or depend on Python values that change; the gradients it leaves behind
-    must be forgotten (set to None) inside it, before the backward pass. `function` is the plain twin.
+    For each set of shapes the first calls run it as it is; then it is recorded, and every call plays the recording,
+    with the given values in the place of those that were there. What it returns is overwritten by the next call. It
+    must not wait for the device or bring anything to it, draw random numbers, or depend on Python values that change;
+    the gradients it leaves behind must be forgotten (set to None) inside it, before the backward pass. `function` is
+    the plain twin.
     """
+
+    def __init__(self, function: Callable[..., dict[str, Tensor]]):
+        self.function = function
+        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+
+    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+        shapes = tuple(value.shape for value in inputs)
+        recording = self.recordings.setdefault(shapes, Recording(self.function))
+        with torch.cuda.device(inputs[0].device):
+            return recording(*inputs)
+
+
+class Recording:
+    """`Captured` for inputs of the same shapes."""
 
     def __init__(self, function: Callable[..., dict[str, Tensor]]):
         self.function, self.calls, self.graph = function, 0, None
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
         self.calls += 1
-        with torch.cuda.device(inputs[0].device):
-            return self._warm_up(*inputs) if self.calls <= WARM_UP else self._play(*inputs)
+        return self._warm_up(*inputs) if self.calls <= WARM_UP else self._play(*inputs)
 
     def _warm_up(self, *inputs: Tensor) -> dict[str, Tensor]:
         aside, here = torch.cuda.Stream(), torch.cuda.current_stream()

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
@@ -377,7 +376,7 @@ class Trainer:
         for optimiser in (self.optimiser, self.projected_optimiser):
             if optimiser is not None:
                 make_capturable(optimiser, self.device, self.records)
-        self.updates: dict[int, Callable[..., dict[str, Tensor]]] = {}
+        self.run_update = Captured(self.update) if self.records else self.update
 
     def _frozen(self, network: nn.Module) -> nn.Module:
         """A network that only looks, as autocast wants it."""
@@ -439,7 +438,7 @@ class Trainer:
         """Of the recogniser's share of the batch; what it saw is there for the projected critic."""
         weight, count = self.stage.loss, math.ceil(self.stage.recogniser_share * len(restored))
         restored, truth, poor = restored[:count], batch.truth[:count], batch.poor[:count]
-        seen = self.recogniser_loss(restored, truth, View(batch.where.grid[:count], batch.where.finer), poor)
+        seen = self.recogniser_loss(restored, truth, batch.where._replace(grid=batch.where.grid[:count]), poor)
         self.seen = Seen(luma(restored), luma(truth), seen.maps, seen.true_maps)
         return {"perceptual": weight.perceptual * seen.perceptual.mean(),
                 "identity": weight.identity * seen.identity.mean(),
@@ -495,24 +494,16 @@ class Trainer:
         placed = self.to_device(batch)
         for group in self.optimiser.param_groups:
             set_rate(group, group["factor"] * self._lr())
-        terms = self.update_for(placed.where.finer)(*placed.tensors())
+        terms = self.run_update(*placed.tensors())
         self.average.update_parameters(self.model)
         logged = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # waits for the device, once
         must_be_finite(logged.pop("gradient_norm"), self)
         self.step += 1
         return logged
 
-    def update_for(self, finer: int) -> Callable[..., dict[str, Tensor]]:
-        """`update` for views of this fineness, which is work and not a value (almost always 1)."""
-        if finer not in self.updates:
-            update = partial(self.update, finer)
-            self.updates[finer] = Captured(update) if self.records else update
-        return self.updates[finer]
-
-    def update(self, finer: int, truth: Tensor, poor: Tensor, grid: Tensor, identity: Tensor,
-               known: Tensor) -> dict[str, Tensor]:
+    def update(self, truth: Tensor, poor: Tensor, grid: Tensor, identity: Tensor, known: Tensor) -> dict[str, Tensor]:
         """A step of all optimisers on a batch's tensors: the terms, and the gradient's norm, both as they were."""
-        batch = Placed(truth, poor, View(grid, finer), identity, known)
+        batch = Placed(truth, poor, View(grid, self.recogniser_loss.recogniser.spec.size), identity, known)
         restored = self.forward(self.model, batch)
         terms = self.losses(restored, batch)
         self.optimiser.zero_grad(set_to_none=True)

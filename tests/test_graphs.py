@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from metagpen import graphs
 from metagpen.graphs import WARM_UP, Captured, make_capturable, set_rate
 
 
@@ -41,6 +43,15 @@ def test_a_recorded_step_equals_its_plain_twin():
     """Through warm-up, recording and replay, with other inputs and another rate in every step."""
     cuda = torch.device("cuda")
     assert Fit(cuda, True).losses(WARM_UP + 5) == pytest.approx(Fit(cuda, False).losses(WARM_UP + 5), rel=1e-12)
+
+
+def test_inputs_of_other_shapes_have_a_recording_of_their_own(monkeypatch):
+    monkeypatch.setattr(graphs, "Recording", lambda function: function)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    double = Captured(lambda x: {"twice": 2 * x})
+    for x in (torch.ones(2), torch.ones(3), torch.zeros(2)):
+        assert torch.equal(double(x)["twice"], 2 * x)
+    assert len(double.recordings) == 2
 
 
 def test_an_optimiser_made_capturable_and_back_goes_on_as_before():

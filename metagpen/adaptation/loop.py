@@ -304,9 +304,11 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])
-    moving = list(step_rates(model, config, 0, parameters)) if config.steps else []
-    records = config.cuda_graphs and model.device.type == "cuda" and config.optimiser == "adam"
-    steps = RecordedSteps(objective, parameters, moving) if records else PlainSteps(objective, parameters, config)
+    records = config.cuda_graphs and model.device.type == "cuda" and config.optimiser == "adam" and recogniser
+    if config.steps and records:
+        steps = RecordedSteps(objective, parameters, list(step_rates(model, config, 0, parameters)))
+    else:
+        steps = PlainSteps(objective, parameters, config)
     columns = (TextColumn("adapting"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
                TimeRemainingColumn())
     with Progress(*columns, disable=not (progress and config.steps)) as bar:
@@ -350,7 +352,7 @@ def supports(albums: Sequence[Album], config: AdaptConfig, device: torch.device,
              recogniser: recognise.Recogniser | None, workers: int | None = None) -> Iterator[Support]:
     """(truth, degraded, where the recogniser looks) of every step, on the device.
 
-    Photos are damaged on the CPU: one after the other, in small operations, a GPU takes twice as long. Beside a GPU,
+    Photos are damaged on the CPU: one after the other, in operations too small for a GPU. Beside a GPU,
     processes do it ahead, each for some of the people. workers: how many; default: the cores but one, on a CPU none.
     """
     if not config.steps:

@@ -36,11 +36,19 @@ class Adam:
         for name, value in parameters.items():
             g = gradients[name]
             t = self.steps[name] = self.steps.get(name, 0) + 1
-            m = self.mean[name] = torch.lerp(g, self.mean.get(name, torch.zeros_like(g)), first)
-            s = self.square[name] = torch.lerp(g * g, self.square.get(name, torch.zeros_like(g)), second)
-            direction = m / (1 - first**t) / ((s / (1 - second**t)).sqrt() + EPS)
+            nothing = torch.zeros_like(g)
+            direction, self.mean[name], self.square[name] = adam_direction(
+                g, self.mean.get(name, nothing), self.square.get(name, nothing), 1 - first**t, 1 - second**t)
             updated[name] = value - rates[name] * direction
         return updated
+
+
+def adam_direction(g: Tensor, mean: Tensor, square: Tensor, correct_mean: float | Tensor,
+                   correct_square: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Adam's direction for a gradient, and the moments that it leaves; corrections: 1 - β^t of either."""
+    first, second = BETAS
+    mean, square = torch.lerp(g, mean, first), torch.lerp(g * g, square, second)
+    return mean / correct_mean / ((square / correct_square).sqrt() + EPS), mean, square
 
 
 def new_optimiser(name: str) -> Optimiser:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..graphs import Captured
 from ..recognise.align import View
-from .optimise import BETAS, EPS
-
-Parameters = dict[str, Tensor]
+from .optimise import BETAS, Parameters, adam_direction
 
 
 class RecordedSteps:
@@ -31,28 +28,26 @@ class RecordedSteps:
             self.parameters[name].requires_grad_()
         self.mean, self.square = ({name: torch.zeros_like(self.parameters[name], requires_grad=False)
                                    for name in moving} for _ in range(2))
-        self.record: Callable[[Any], Any] = Captured if recorded else lambda function: function
-        self.updates: dict[int, Callable[..., dict[str, Tensor]]] = {}
+        self.run_update = Captured(self.update) if recorded else self.update
 
     def __call__(self, support: tuple[Tensor, Tensor, View], rates: Mapping[str, Tensor | float]) -> Tensor:
         """The loss [P] before a step on (truth, poor, where the recogniser looks) at these rates."""
         truth, poor, where = support
-        self.taken += 1
+        self.taken, self.size = self.taken + 1, where.size
         corrections = truth.new_tensor([1 - beta ** self.taken for beta in BETAS])
         given = [torch.as_tensor(rates[name], dtype=truth.dtype).to(truth.device) for name in self.moving]
-        if where.finer not in self.updates:  # it is work and not a value, and nearly always the same
-            self.updates[where.finer] = self.record(lambda *inputs: self.update(where.finer, *inputs))
-        return self.updates[where.finer](truth, poor, where.grid, corrections, *given)["loss"].clone()
+        return self.run_update(truth, poor, where.grid, corrections, *given)["loss"].clone()
 
-    def update(self, finer: int, truth: Tensor, poor: Tensor, grid: Tensor, corrections: Tensor,
+    def update(self, truth: Tensor, poor: Tensor, grid: Tensor, corrections: Tensor,
                *rates: Tensor) -> dict[str, Tensor]:
         """`optimise.Adam` in place; corrections: 1 - β^t of both moments."""
-        loss = self.objective(self.parameters, truth, poor, View(grid, finer))
+        loss = self.objective(self.parameters, truth, poor, View(grid, self.size))
         gradients = torch.autograd.grad(loss.sum(), [self.parameters[name] for name in self.moving])
-        (first, second), (one, two) = BETAS, corrections.unbind()
         with torch.no_grad():
             for name, g, rate in zip(self.moving, gradients, rates, strict=True):
-                m = self.mean[name].copy_(torch.lerp(g, self.mean[name], first))
-                s = self.square[name].copy_(torch.lerp(g * g, self.square[name], second))
-                self.parameters[name].sub_(rate * (m / one / ((s / two).sqrt() + EPS)))
+                mean, square = self.mean[name], self.square[name]
+                direction, *moments = adam_direction(g, mean, square, *corrections.unbind())
+                mean.copy_(moments[0])
+                square.copy_(moments[1])
+                self.parameters[name].sub_(rate * direction)
         return {"loss": loss.detach()}

@@ -44,11 +44,11 @@ def similarity(source: Tensor, target: Tensor) -> Tensor:
 
 
 class View(NamedTuple):
-    """Where a network's view of crops takes its pixels: grid [B, height · finer, width · finer, 2] as `grid_sample`
-    wants it; the means of finer x finer of them make one pixel."""
+    """Where a network's view of crops, size (height, width), takes its pixels: grid [B, height · n, width · n, 2] as
+    `grid_sample` wants it; the means of n x n of them make one pixel."""
 
     grid: Tensor
-    finer: int
+    size: tuple[int, int]
 
 
 def warp(images: Tensor, landmarks: Tensor, template: Tensor, size: tuple[int, int]) -> Tensor:
@@ -76,11 +76,12 @@ def view(landmarks: Tensor, template: Tensor, size: tuple[int, int], crop: tuple
         theta = torch.cat([inverse[:, :, :2] * half_output, offset[:, :, None]], 2) / half_input[:, None]
     with torch.autocast(device.type, enabled=False):
         shape = [len(theta), 1, size[0] * finer, size[1] * finer]
-        return View(F.affine_grid(theta.to(device, non_blocking=True), shape, align_corners=False), finer)
+        return View(F.affine_grid(theta.to(device, non_blocking=True), shape, align_corners=False), size)
 
 
 def resample(images: Tensor, where: View) -> Tensor:
     """The view [B, 3, height, width] of images [B, 3, H, W], float32."""
     with torch.autocast(images.device.type, enabled=False):
         out = F.grid_sample(images.float(), where.grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return F.avg_pool2d(out, where.finer) if where.finer > 1 else out
+        finer = out.shape[-1] // where.size[1]
+        return F.avg_pool2d(out, finer) if finer > 1 else out
