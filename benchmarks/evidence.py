@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 # each after its configuration
-RUNS = ("curve_rates", "curve_128", "curve_photos", "curve_128_long", "curve_strength", "curve_london")
+RUNS = ("curve_rates", "curve_128", "curve_photos", "curve_128_long", "curve_strength", "curve_london", "curve_lfw")
 SCORER = "068"
 DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
@@ -255,9 +255,10 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
     if "curve_128_long" in rows:
         rows["curve_128_long"] = people_done(rows["curve_128_long"])
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
-    found = dict.fromkeys(("goals", "rivals", "rates", "photos", "steps", "long", "strength", "london"), NOT_YET)
+    found = dict.fromkeys(("goals", "rivals", "rates", "photos", "steps", "long", "strength", "london", "lfw"), NOT_YET)
     for name, make in {"curve_128": of_curve, "curve_rates": of_rates, "curve_128_long": of_long,
-                       "curve_photos": of_photos, "curve_strength": of_strength, "curve_london": of_london}.items():
+                       "curve_photos": of_photos, "curve_strength": of_strength, "curve_london": of_london,
+                       "curve_lfw": of_lfw}.items():
         if name in rows:
             found |= make(rows[name], summed[name])
     if "curve_128" in rows:
@@ -299,6 +300,10 @@ def of_london(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     blend = [("reference-average", 1, 0)] if any(row["method"] == "reference-average" for row in rows) else []
     on_one = differences(rows, [*rivals_of(rows, ONE), *blend], ours=ONE)
     return {"london": "\n\n".join([on_one, by_damage(summed, lambda row: True), machines(rows)])}
+
+
+def of_lfw(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
+    return {"lfw": by_damage(summed, everybody) + "\n\n" + of_photos(rows, summed)["photos"]}
 
 
 def write_picture(previews: Path) -> None:
@@ -343,6 +348,7 @@ def main() -> None:
     for name, picture, title, axes in (
             ("curve_photos", "val_photos", "25 people of CelebA", ["shots"]),
             ("curve_128", "val", "25 people of CelebA", ["steps", "seconds"]),
+            ("curve_lfw", "lfw", "30 people of LFW", ["shots"]),
             ("curve_128_long", "val_long", "Beside 2,000 iterations", ["steps", "seconds"])):
         if name in rows:
             write_plots(picture, rows[name], title, axes)

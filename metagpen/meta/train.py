@@ -29,11 +29,12 @@ from ..atomic import forget_later_steps, whole_file
 from ..config import Config, Device, same_run
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
-from ..evaluate.engine import named_degradations
+from ..evaluate.engine import Scorer, named_degradations
 from ..evaluate.report import contact_sheet
 from ..faces import to_pil
 from ..identities import PackedPhotos, People, load_crops, pack, split
 from ..losses import VGGLoss
+from ..lpips_files import load_lpips
 from ..model import MetaGPEN
 from ..person import Parameters, mean_identity
 from ..person.bases import DecoderBases
@@ -55,6 +56,8 @@ from ..workers import finishing
 from . import ENGINES, OUTER_LOOPS, Problem, Progress
 from .problem import where_people_begin
 
+# What validation reports, and what the scorer calls it; LPIPS (AlexNet) where its backbone is installed.
+WATCHED = {"identity": "identity:scorer", "psnr": "psnr", "lpips": "lpips", "sharpness": "sharpness"}
 # What a resumed run may have otherwise: nothing that shaped its numbers so far.
 FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "card", "save_every", "meta_steps", "scorer",
                   "validate_every", "validate_part", "validate_people", "validate_queries", "validate_steps",
@@ -386,36 +389,32 @@ class Trainer:
         return self.config.validate_steps or [0, self.config.inner.steps]
 
     def validate(self) -> dict[str, float]:
-        """On watched people, with the averaged model: identity and PSNR gain over generic, by inner steps."""
+        """On watched people, with the averaged model: gains of WATCHED over generic, by inner steps."""
         config, model = self.config, self.average.module
         model._fingerprint = None
         shots, figures, rows = config.shots[1], {}, []
         followed = AdaptConfig(**config.inner.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
+        lpips = load_lpips()
         for name in list(self.data.watched)[:config.validate_people]:
             task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries)
-            truth = self._embed(task.queries, task.landmarks)
+            score = Scorer(task, {"scorer": self.scorer}, lpips)
             persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=followed,
                                     recogniser=self.recogniser) for steps in self.validate_steps}
             for kind, degradation in self.degradations.items():
                 poor = tasks.damage(task, kind, degradation, config.seed).to(self.device)
-                outputs = {"generic": model.restore(poor).cpu()}
-                outputs |= {f"steps {steps}": person.restore_batch(poor).cpu() for steps, person in persons.items()}
-                scores = {method: torch.stack((
-                    (self._embed(images, task.landmarks) * truth).sum(dim=1).mean(),
-                    -10 * ((images - task.queries).square().mean(dim=(1, 2, 3)) / 4).log10().mean()))
-                    for method, images in outputs.items()}
-                for steps in persons:
-                    gain = scores[f"steps {steps}"] - scores["generic"]
-                    for metric, value in zip(("identity", "psnr"), gain.tolist(), strict=True):
-                        figures.setdefault(f"{kind}_{metric}_gain_{steps}", []).append(value)
-                columns = {"input": poor.cpu(), **outputs, "truth": task.queries}
-                rows.append([(label, to_pil(images[0])) for label, images in columns.items()])
+                generic = model.restore(poor).cpu()
+                outputs = {steps: person.restore_batch(poor).cpu() for steps, person in persons.items()}
+                without = score(generic)
+                for steps, images in outputs.items():
+                    values = score(images)
+                    for metric, key in WATCHED.items():
+                        if key in values:
+                            figures.setdefault(f"{kind}_{metric}_gain_{steps}", []).append(values[key] - without[key])
+                columns = [("input", poor.cpu()), ("generic", generic),
+                           *((f"steps {steps}", images) for steps, images in outputs.items()), ("truth", task.queries)]
+                rows.append([(label, to_pil(images[0])) for label, images in columns])
         contact_sheet(rows).save(self.folder / f"sheet_{self.step:06d}.png")
         return {name: sum(values) / len(values) for name, values in figures.items()}
-
-    @torch.no_grad()
-    def _embed(self, images: Tensor, landmarks: Tensor) -> Tensor:
-        return self.scorer.embed(images.to(self.device), landmarks).cpu()
 
     # -- files ------------------------------------------------------------------------------------------------
 
