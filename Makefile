@@ -1,5 +1,5 @@
 # `make demo` and `make test` set everything up by themselves: a virtual environment in .venv with the
-# tested versions of constraints.txt. They install again only when setup.cfg or constraints.txt changed.
+# tested versions of constraints.txt. They install again only when setup.cfg, pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
 VENV   ?= .venv

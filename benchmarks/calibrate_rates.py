@@ -1,13 +1,12 @@
-"""Set how far a freshly meta-trained rule steps, on people whom the base never saw.
+"""Set how far a rule steps, on people whom the base never saw.
 
-The outer loop meets the people of the base's training, whom base and start know: further steps gain no identity on
-them (`--split train` shows it), so it learns small rates, and on new people a run of 32 steps ends below one of 8. How
+A rule that was learned on the people of the base's training has small rates: base and start know these people, further
+steps gain no identity on them (`--split train` shows it), and on new people a run of 32 steps ends below one of 8. How
 the rates of tensors compare is kept; what all of them are multiplied with is measured instead, in runs of T steps,
 which the rule is for, and of 4 T. Each of `SHORT` and `LONG` is tried, and the one is kept under which the outer loss's
 weights of identity and LPIPS like the restored photos best (heavy damage; identity by the recogniser of the losses,
 never by the one that scores). The rule's exponent joins the two. These few people are of those kept back from base
-and recogniser; nobody of the evaluation is looked at. (The rule shipped now is older than that split: it was set
-on five val people.)
+and recogniser; nobody of the evaluation is looked at.
 
     python benchmarks/calibrate_rates.py runs/meta_128/ema.safetensors -o runs/meta_128/calibrated.safetensors
 """

@@ -157,9 +157,10 @@ def summary(found: Evaluation) -> str:
     )
     return f"""{first["identities"]} real people whom no training saw, {first["queries"]} restored photos; identity is
 the cosine to the true photo under a recogniser that no loss saw; in brackets the gain over the generic model with its
-95 % interval over people. *Of ceiling*: identity over that of another true photo of the person. *Likeness*: the same
-like for like, with the person's other photos instead of the true one. *Worse*: people below the generic model, and the
-largest loss. LPIPS: {found.lpips}. [All figures and how they were measured](docs/results/first_light.md).
+95 % interval over people. *Of ceiling*: identity over that of another true photo of the person. *Likeness*: the cosine
+to the person's other photos, as a share of what a true photo reaches with them. *Worse*: how many people end below the
+generic model's identity, and the largest drop. LPIPS: {found.lpips}.
+[All figures and how they were measured](docs/results/first_light.md).
 
 {tables}"""
 
@@ -168,11 +169,12 @@ CHINESE = {  # the words of README.md's figures; where one phrase holds another,
     "real people whom no training saw, ": "位训练中从未出现的真人，",
     " restored photos; identity is\nthe cosine to the true photo under a recogniser that no loss saw; in brackets the "
     "gain over the generic model with its\n95 % interval over people. *Of ceiling*: identity over that of another true "
-    "photo of the person. *Likeness*: the same\nlike for like, with the person's other photos instead of the true one. "
-    "*Worse*: people below the generic model, and the\nlargest loss. LPIPS: ": " 张复原的照片；身份是与真实照片之间的"
-    "余弦，所用识别器没有进入任何损失；\n圆括号内是相对于通用模型的增益及其对人的 95 % 区间。“占上限”：身份相对于此人"
-    "另一张真实照片所达到的值；\n“相像度”：同类相比，即与此人的其他真实照片相比；“变差”：低于通用模型的人数与最大损失。LPIPS：",
-    ". [All figures and how they were measured](docs/results/first_light.md).":
+    "photo of the person. *Likeness*: the cosine\nto the person's other photos, as a share of what a true photo "
+    "reaches with them. *Worse*: how many people end below the\ngeneric model's identity, and the largest drop. "
+    "LPIPS: ": " 张复原的照片；身份是与真实照片之间的余弦，所用识别器没有进入任何损失；\n圆括号内是相对于通用模型的增益"
+    "及其对人的 95 % 区间。“占上限”：身份相对于此人另一张真实照片所达到的值；\n“相像度”：与此人其他照片的余弦，相对于"
+    "一张真实照片与它们所达到的值；“变差”：身份低于通用模型的人数与最大降幅。LPIPS：",
+    ".\n[All figures and how they were measured](docs/results/first_light.md).":
         "。[全部数字与测量方法](docs/results/first_light.md)。",
     "not available": "不可用", "alexnet, real backbone": "AlexNet，真实骨干网络",
     "Heavy degradation:": "重度退化：", "Moderate degradation:": "中度退化：",
@@ -225,13 +227,13 @@ def write_picture(model: metagpen.MetaGPEN, seed: int) -> None:
     """docs/images/first_light.jpg: the person of the demo split, CC0, under every damage of PICTURED."""
     people = People.from_folder(SHARED / "photos" / "london_512").select(["lisa"])
     task = load_task(people, "lisa", 5, model.size, seed)
+    damages, methods = named_degradations(list(PICTURED)), methods_for(["generic", "start", "adapt"], [5], 32)
+    found = list(evaluate_people(model, people, damages, methods, {}, shots=5, seed=seed))
     lines = [[(f"given: photo {i + 1}", faces.to_pil(photo)) for i, photo in enumerate(task.support)]]
     for name, title in PICTURED.items():
-        damaging = named_degradations([name])
-        methods = methods_for(["generic", "start", "adapt"], [5], 32)
-        outcomes = evaluate_people(model, people, damaging, methods, {}, shots=5, seed=seed)
-        columns = [(f"input, {title}", damage(task, name, damaging[name], seed))]
-        columns += [(report.LABELS[o.record.method], o.images) for o in outcomes] + [("truth", task.queries)]
+        columns = [(f"input, {title}", damage(task, name, damages[name], seed))]
+        columns += [(report.LABELS[o.record.method], o.images) for o in found if o.record.degradation == name]
+        columns += [("truth", task.queries)]
         lines += [[(label, faces.to_pil(images[i])) for label, images in columns] for i in range(len(task.queries))]
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     report.contact_sheet(lines).save(PICTURE, quality=92)
@@ -260,15 +262,15 @@ def main() -> None:
         return
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    config = configuration(arguments)
     if arguments.picture:
-        write_picture(metagpen.load(config.model) if config.model else metagpen.load(), config.seed)
+        write_picture(metagpen.load(arguments.model or "embedded"), seed=0)
         return
+    config = configuration(arguments)
     if not arguments.dry:
         for readme in (README, CHINESE_README):
             report.replace_between(readme.read_text(encoding="utf-8"), *MARKERS, "")  # better now than after an hour
     found = run_evaluate(config)
-    model = metagpen.load(config.model) if config.model else metagpen.load()
+    model = metagpen.load(config.model or "embedded")
     print(page(found))
     print(f"contact sheets: {write_sheets(found, config, model)}")
     if arguments.dry:

@@ -208,7 +208,7 @@ def growth_table(rows: Sequence[measure.Row]) -> str:
              for row in of_kind(rows, "growth")]
     table = report.table(["people, 0 steps", "seconds", "ms per person", "memory at most, MiB"], lines)
     fitted = of_kind(rows, "line")[0]
-    return (f"{table}\n\nseconds = {fitted['a']:.2f} + {fitted['b']:.5f} · people, within {fitted['error']:.0%} of the "
+    return (f"{table}\n\nseconds = {fitted['a']:.2f} + {fitted['b']:.5f} · people, within {fitted['error']:.1%} of the "
             f"measured ones; a million people: {duration(fitted['a'] + 1e6 * fitted['b'])} on this machine.")
 
 

@@ -26,7 +26,7 @@ from metagpen.person import Parameters
 OUTPUT = Path("example_out/custom_loss")
 SHOTS = 4
 STEPS = 8
-WEIGHT = 4.0  # of the new term, beside AdaptConfig's own: l1 = 1, perceptual = 0.5, ...
+WEIGHT = 4.0  # of the new term, beside AdaptConfig's own: l1 = 2, perceptual = 0.5, ...
 RADIUS = 0.12  # of the regions, as a share of the crop's side
 DRAWS = 4  # degradations of the held-out photo that are measured
 EYES_AND_MOUTH = [0, 1, 3, 4]  # of the five landmarks; the nose is 2

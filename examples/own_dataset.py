@@ -58,8 +58,8 @@ def main(folder: Path = OWN_ALBUM) -> None:
     person = metagpen.adapt(metagpen.load(trained), [photo.path for photo in task.support], steps=INNER_STEPS)
     print(f"adapt follows the rule that was learned, here {person.metadata['steps']} step: {trained.resolve()}")
     print(f"the split: {split_file.resolve()}")
-    print(f"in earnest: metagpen meta-train -c configs/meta_128.yml -s 'data=[{folder}]' -s split={split_file} "
-          "-s loss_recogniser=null")
+    print(f"in earnest (after make setup-lpips): metagpen meta-train -c configs/meta_128.yml -s 'data=[{folder}]' "
+          f"-s split={split_file} -s part=train -s 'shots=[1, 4]' -s loss_recogniser=null")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Albums of the demo: photos of people, some to learn from and some to restore.
 
-"own" ships with the package (people sampled from the embedded model, nobody real); "lisa" is one real person under
-CC0, fetched on demand; any other name is a folder: photos of one person, or a sub-folder per person.
+"own" ships with the package (people sampled from an earlier embedded model, nobody real); "lisa" is one real person
+under CC0, fetched on demand; any other name is a folder: photos of one person, or a sub-folder per person.
 """
 
 from __future__ import annotations

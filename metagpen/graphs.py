@@ -57,11 +57,11 @@ class Recording:
 
     def _play(self, *inputs: Tensor) -> dict[str, Tensor]:
         if self.graph is None:
-            self.inputs = [value.clone() for value in inputs]
-            self.graph = torch.cuda.CUDAGraph()
+            self.inputs, graph = [value.clone() for value in inputs], torch.cuda.CUDAGraph()
             # other threads pin memory for batches to come meanwhile, which would count as a mistake otherwise
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.outputs = self.function(*self.inputs)
+            self.graph = graph
         for mine, value in zip(self.inputs, inputs, strict=True):
             mine.copy_(value, non_blocking=True)
         self.graph.replay()
@@ -78,6 +78,7 @@ def make_capturable(optimiser: Optimizer, device: torch.device, wanted: bool = T
     for state in optimiser.state.values():
         if "step" in state:
             state["step"] = state["step"].to(device if wanted else "cpu")
+    optimiser._warned_capturable_if_run_uncaptured = True  # torch would, of the calls before the recording
     return optimiser
 
 

@@ -294,7 +294,7 @@ class Trainer:
                  in_losses: recognise.Recogniser):
         self.config, self.batches, self.watched = config, batches, watched
         self.device = torch.device(config.device)
-        self.recogniser_loss = RecogniserLoss(self._frozen(copy.deepcopy(in_losses)), config.compile)
+        self.recogniser_loss = RecogniserLoss(self._frozen(in_losses), config.compile)
         self.folder = Path(config.output_dir)
         self.step = self.stage_index = self.stage_start = 0
         torch.manual_seed(config.seed)
@@ -361,7 +361,7 @@ class Trainer:
         wants_vgg = self.stage.loss.lpips or looks_through_vgg
         self.vgg = VGGLoss(self.config.compile).to(self.device) if wants_vgg else None
         if self.vgg is not None:
-            self._frozen(self.vgg.trunk)
+            self.vgg.trunk = self._frozen(self.vgg.trunk)
         self.projected = self.projected_optimiser = None
         if self.stage.loss.projected:
             self.projected = ProjectedCritic(self._depths()).to(self.device)
@@ -379,9 +379,10 @@ class Trainer:
         self.run_update = Captured(self.update) if self.records else self.update
 
     def _frozen(self, network: nn.Module) -> nn.Module:
-        """A network that only looks, as autocast wants it."""
-        wanted = self.config.bf16 and devices.has_bf16(self.device)
-        return devices.halve_convolutions(network) if wanted else network
+        """A network that only looks, as autocast wants it; the one given stays as it is."""
+        if not (self.config.bf16 and devices.has_bf16(self.device)):
+            return network
+        return devices.halve_convolutions(copy.deepcopy(network))
 
     @torch.no_grad()
     def _depths(self) -> list[int]:
@@ -496,8 +497,9 @@ class Trainer:
             set_rate(group, group["factor"] * self._lr())
         terms = self.run_update(*placed.tensors())
         self.average.update_parameters(self.model)
-        logged = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # waits for the device, once
-        must_be_finite(logged.pop("gradient_norm"), self)
+        logged = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # waits for the device
+        must_be_finite(sum(logged.values()), self)  # of the critics, too
+        logged.pop("gradient_norm")
         self.step += 1
         return logged
 
@@ -651,8 +653,8 @@ def same_photos(path: Path, state: Mapping[str, Any], photos: PackedPhotos) -> N
 def must_be_finite(norm: Tensor | float, trainer: Resumable) -> None:
     """Raises ConfigError before numbers that are not finite reach the files."""
     if not math.isfinite(norm):
-        raise ConfigError(f"step {trainer.step}: the gradient is not finite; what was saved before is sound. Begin "
-                          "another run from it, at lower rates")
+        raise ConfigError(f"step {trainer.step}: a loss or gradient is not finite; what was saved before is sound. "
+                          "Begin another run from it, at lower rates")
 
 
 def tensorboard(folder: Path, begin: int) -> Any | None:

@@ -233,10 +233,12 @@ def test_photos_damaged_ahead_are_those_damaged_in_place():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_on_a_gpu_the_same_person_is_learned(tiny_model, tiny_recogniser, cuda_graphs):
-    config = FAST.model_copy(update={"steps": 6, "cuda_graphs": cuda_graphs})
+def test_on_a_gpu_the_same_person_is_learned(tiny_model, tiny_recogniser):
+    """Recorded or not; the two of them alike up to the order of sums."""
+    config = FAST.model_copy(update={"steps": 6})
     here = adapt(tiny_model, faces(3), config=config, recogniser=tiny_recogniser)
-    there = adapt(tiny_model.to("cuda"), faces(3), config=config, recogniser=tiny_recogniser.to("cuda"))
+    plain, recorded = (adapt(tiny_model.to("cuda"), faces(3), recogniser=tiny_recogniser.to("cuda"),
+                             config=config.model_copy(update={"cuda_graphs": records})) for records in (False, True))
     for name, value in here.parameters.items():
-        torch.testing.assert_close(there.parameters[name].cpu(), value, rtol=0.05, atol=0.01)
+        torch.testing.assert_close(plain.parameters[name].cpu(), value, rtol=0.05, atol=0.01)
+        torch.testing.assert_close(recorded.parameters[name], plain.parameters[name], rtol=1e-3, atol=1e-4)

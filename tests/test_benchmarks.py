@@ -202,6 +202,7 @@ def evidence(tmp_path, monkeypatch):
         "curve_128_long": [*alone, ("adapt", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
         "curve_strength": [*alone, ("strength-50", 5, 32), ("adapt", 5, 32)],
         "curve_london": [*alone, ("adapt", 1, 32)],
+        "curve_lfw": [*alone, *ours, ("lora-16-x16", 1, 32), ("lora-16-x16", 5, 32)],
     }.items():
         rows = curve_rows(points)
         if name == "curve_128_long":  # killed while the last person's fine-tune ran
@@ -226,7 +227,8 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     rates = curve_report.summary(curve_report.read_rows(evidence.RESULTS / "curve_rates.jsonl.gz"))
     assert evidence.best_rates(rates) == {"full": "full-x4", "lora-4": "lora-4"}
     assert {path.name for path in evidence.FOLDER.iterdir()} >= {
-        "val_photos_shots.png", "val_frontier.png", "val_steps.svg", "val_long_steps.svg", "curve_128.csv"}
+        "val_photos_shots.png", "lfw_shots.png", "val_frontier.png", "val_steps.svg", "val_long_steps.svg",
+        "curve_128.csv"}
 
 
 def test_evidence_convicts(evidence, monkeypatch, tmp_path):
@@ -259,10 +261,10 @@ def test_page_shows_the_committed_evidence():
 
 
 def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
-    for name in ("curve_128_long", "curve_london"):
+    for name in ("curve_128_long", "curve_london", "curve_lfw"):
         (tmp_path / f"{name}.jsonl.gz").unlink()
     found, rows, _ = evidence.blocks()
-    assert found["long"] == found["london"] == evidence.NOT_YET
+    assert found["long"] == found["london"] == found["lfw"] == evidence.NOT_YET
     assert set(rows) == {"curve_rates", "curve_128", "curve_photos", "curve_strength"}
     assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
     assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")

@@ -17,7 +17,7 @@ from ..person import Parameters
 from .optimise import Adam, Optimiser
 
 if TYPE_CHECKING:
-    from .loop import AdaptConfig, Album, Objective
+    from .loop import AdaptConfig, Album, Objective, Support
 
 CRITIC_BETAS = (0.0, 0.99)
 
@@ -35,14 +35,15 @@ def refine(model: MetaGPEN, albums: Sequence[Album], parameters: Parameters, con
 
 def refine_one(model: MetaGPEN, own: Album, parameters: Parameters, config: AdaptConfig,
                recogniser: recognise.Recogniser | None, critic: Discriminator) -> Parameters:
-    from .loop import Objective, draw, rate
+    from .loop import Objective, draw, placed, rate
 
     critic = copy.deepcopy(critic).to(model.device)
     critic_optimiser = torch.optim.Adam(release_last_layers(critic), lr=config.lr_critic, betas=CRITIC_BETAS)
     objective = Objective(model, config, recogniser, parameters["latent.offset"].detach())
     optimiser, generator = Adam(), torch.Generator().manual_seed(config.seed + 2)
+    own = own.cpu()
     for _ in range(config.adversarial_steps):
-        support = draw([own], objective.degradation, config, [generator])
+        support = placed(draw([own], objective.degradation, config, [generator]), model.device, recogniser)
         rates = {name: config.eta_min * rate(name, config) for name in parameters}
         parameters, restored, _ = person_step(objective, parameters, support, rates, optimiser, critic)
         critic_step(critic, critic_optimiser, support[0], restored)
@@ -56,7 +57,7 @@ def release_last_layers(critic: Discriminator) -> list[torch.nn.Parameter]:
     return [parameter for module in last for parameter in module.requires_grad_(True).parameters()]
 
 
-def person_step(objective: Objective, parameters: Parameters, support: tuple[Tensor, Tensor, Tensor],
+def person_step(objective: Objective, parameters: Parameters, support: Support,
                 rates: Mapping[str, float], optimiser: Optimiser,
                 critic: Discriminator | None = None) -> tuple[Parameters, Tensor, dict[str, float]]:
     """One step of one person, against `critic` if there is one: (parameters, restored [B, 3, S, S], losses before it).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +111,10 @@ class Album:
 
     def __len__(self) -> int:
         return len(self.crops)
+
+    def cpu(self) -> Album:
+        """The album where photos are damaged."""
+        return Album(self.crops.cpu(), self.landmarks.cpu())
 
 
 def album(photos: Sequence[PhotoSource] | Tensor, size: int, device: str | torch.device = "cpu") -> Album:
@@ -304,7 +310,9 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])
-    records = config.cuda_graphs and model.device.type == "cuda" and config.optimiser == "adam" and recogniser
+    records = config.cuda_graphs and model.device.type == "cuda"
+    if records and (config.optimiser != "adam" or recogniser is None):
+        raise ConfigError("cuda_graphs: steps are recorded with Adam and a recogniser in the losses only; take it out")
     if config.steps and records:
         steps = RecordedSteps(objective, parameters, list(step_rates(model, config, 0, parameters)))
     else:
@@ -338,7 +346,7 @@ class Drawn(IterableDataset):
     nothing."""
 
     def __init__(self, albums: Sequence[Album], config: AdaptConfig):
-        self.albums = [Album(own.crops.cpu(), own.landmarks.cpu()) for own in albums]
+        self.albums = [own.cpu() for own in albums]
         self.config = config
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -353,22 +361,36 @@ def supports(albums: Sequence[Album], config: AdaptConfig, device: torch.device,
     """(truth, degraded, where the recogniser looks) of every step, on the device.
 
     Photos are damaged on the CPU: one after the other, in operations too small for a GPU. Beside a GPU,
-    processes do it ahead, each for some of the people. workers: how many; default: the cores but one, on a CPU none.
+    processes do it ahead, each for some of the people. workers: how many; default: `helpers`.
     """
     if not config.steps:
         return
     if workers is None:
-        workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+        workers = helpers(device)
     parts = max(1, min(len(albums), workers))
     bounds = [len(albums) * k // parts for k in range(parts + 1)]
     some: list[Iterable[tuple[Tensor, Tensor, Tensor]]] = [Drawn(albums[a:b], config)
                                                            for a, b in zip(bounds, bounds[1:], strict=False)]
     if workers:
-        some = [DataLoader(own, batch_size=None, num_workers=1) for own in some]
+        some = [DataLoader(own, batch_size=None, num_workers=1, multiprocessing_context="fork",
+                           generator=torch.Generator()) for own in some]  # one of its own: the caller's stays as it is
     for drawn in zip(*some, strict=True):
-        truth, poor, landmarks = (torch.cat(values) for values in zip(*drawn, strict=True))
-        truth = truth.to(device)
-        yield truth, poor.to(device), landmarks if recogniser is None else recogniser.view(landmarks, truth)
+        yield placed([torch.cat(values) for values in zip(*drawn, strict=True)], device, recogniser)
+
+
+def placed(drawn: Sequence[Tensor], device: torch.device, recogniser: recognise.Recogniser | None) -> Support:
+    """What `draw` gave, on the device; where the recogniser looks is found before, so that nothing waits for it."""
+    truth, poor, landmarks = drawn
+    truth = truth.to(device)
+    return truth, poor.to(device), landmarks if recogniser is None else recogniser.view(landmarks, truth)
+
+
+def helpers(device: torch.device) -> int:
+    """How many processes damage photos beside a device: this process' cores but one. None beside a CPU, none but on
+    Linux, where a process begins without running the caller's script again, and none where it may have no children."""
+    if device.type == "cpu" or sys.platform != "linux" or multiprocessing.current_process().daemon:
+        return 0
+    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Generator,

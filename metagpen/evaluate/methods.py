@@ -26,18 +26,17 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from metagpen import degrade
 from metagpen.adaptation.loop import (
     AdaptConfig,
     Album,
     Objective,
     begin,
     default_recogniser,
-    draw,
     inner_step,
     mean_identities,
     start_guess,
     step_rates,
+    supports,
 )
 from metagpen.adaptation.optimise import new_optimiser
 from metagpen.config import Config
@@ -49,6 +48,7 @@ from metagpen.gpen.layers import ModulatedConv2d
 from metagpen.model import MetaGPEN
 from metagpen.person import Parameters, Person
 from metagpen.recognise import Recogniser
+from metagpen.recognise.align import View
 from metagpen.restore.null_space import null_space
 from metagpen.schedule import warmup_cosine
 
@@ -213,8 +213,8 @@ def trajectory(build: Callable[[Lesson], Learner], lesson: Lesson, stops: Sequen
     began = time.perf_counter()
     learner, config = build(lesson), lesson.config
     parameters, optimiser = learner.begin, new_optimiser(learner.optimiser)
-    degradation = degrade.full_size(config.degradation)
-    generator = torch.Generator().manual_seed(config.seed + 1)
+    drawn = supports([lesson.album], config.model_copy(update={"steps": stops[-1]}), lesson.model.device,
+                     lesson.recogniser)
     for step in range(stops[-1] + 1):
         if step in stops:
             synchronise(lesson.model.device)
@@ -223,7 +223,7 @@ def trajectory(build: Callable[[Lesson], Learner], lesson: Lesson, stops: Sequen
             began = time.perf_counter() - seconds
         if step < stops[-1]:
             rates = learner.rates(step)
-            support = draw([lesson.album], degradation, config, [generator])
+            support = next(drawn)
             parameters = {name: value.detach().requires_grad_(name in rates) for name, value in parameters.items()}
             with torch.enable_grad():
                 parameters, _ = inner_step(learner.loss, parameters, support, rates, optimiser)
@@ -430,7 +430,7 @@ def in_place_of_weights(
         added = [part for part in (lesson.model.look(images)[1], parameters.get(OFFSET)) if part is not None]
         return functional_call(gpen, {**shared, **own}, (images, sum(added) if added else None))
 
-    def loss(parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor) -> Tensor:
+    def loss(parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor | View) -> Tensor:
         with objective.autocast():
             restored = forward(parameters, poor).float()
         return objective.terms({OFFSET: parameters.get(OFFSET, nowhere)}, restored, truth, poor, landmarks)

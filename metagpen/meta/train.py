@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .. import recognise
 from ..adaptation import AdaptConfig, adapt
-from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw
+from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw, placed
 from ..atomic import forget_later_steps, whole_file
 from ..config import Config, Device, same_run
 from ..errors import CheckpointError, ConfigError, DataError
@@ -56,7 +56,8 @@ from ..workers import finishing
 from . import ENGINES, OUTER_LOOPS, Problem, Progress
 from .problem import where_people_begin
 
-# What validation reports, and what the scorer calls it; LPIPS (AlexNet) where its backbone is installed.
+# What validation reports, and what the scorer calls it; LPIPS (AlexNet, lower is better) where its backbone is
+# installed.
 WATCHED = {"identity": "identity:scorer", "psnr": "psnr", "lpips": "lpips", "sharpness": "sharpness"}
 # What a resumed run may have otherwise: nothing that shaped its numbers so far.
 FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "card", "save_every", "meta_steps", "scorer",
@@ -189,7 +190,7 @@ class Trainer:
         self.rank, self.world = process_of_run(config.device)
         self.loop, self.engine = choose(OUTER_LOOPS, "loop", config.loop), choose(ENGINES, "engine", config.engine)
         self.step, self.best, self.validated, self.base = 0, float("-inf"), 0, model.fingerprint
-        self.degradations = named_degradations(config.validate_degradations)
+        self.degradations, self.lpips = named_degradations(config.validate_degradations), load_lpips()
         self.model = self._with_rule(model).to(self.device)
         looks = self.model.start is not None and self.model.start.appearance is not None
         self.appearances = see_all(self.model, data.photos) if looks else None
@@ -306,13 +307,14 @@ class Trainer:
             candidates = candidates[torch.arange(config.queries) % len(candidates)]  # few photos: damaged repeatedly
             truth = photos.batch(candidates)
             query.append((truth, inner_objective.degradation(truth, generator), photos.landmarks[candidates]))
-            albums.append(Album(photos.batch(support).to(self.device), photos.landmarks[support].to(self.device)))
+            albums.append(Album(photos.batch(support), photos.landmarks[support]))
             identities.append(mean_identity(self.data.embeddings[support]))
             if self.appearances is not None:
                 appearances.append(self.appearances[support].mean(dim=0))
             generators.append(generator)
         steps = self.inner_steps(step)
-        batches = [draw(albums, inner_objective.degradation, config.inner, generators) for _ in range(steps)]
+        batches = [placed(draw(albums, inner_objective.degradation, config.inner, generators), self.device,
+                          self.recogniser) for _ in range(steps)]
         guess = None
         if config.inner.start:
             seen = torch.stack(appearances).to(self.device) if appearances else None
@@ -394,10 +396,9 @@ class Trainer:
         model._fingerprint = None
         shots, figures, rows = config.shots[1], {}, []
         followed = AdaptConfig(**config.inner.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
-        lpips = load_lpips()
         for name in list(self.data.watched)[:config.validate_people]:
             task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries)
-            score = Scorer(task, {"scorer": self.scorer}, lpips)
+            score = Scorer(task, {"scorer": self.scorer}, self.lpips)
             persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=followed,
                                     recogniser=self.recogniser) for steps in self.validate_steps}
             for kind, degradation in self.degradations.items():
@@ -408,7 +409,7 @@ class Trainer:
                 for steps, images in outputs.items():
                     values = score(images)
                     for metric, key in WATCHED.items():
-                        if key in values:
+                        if self.lpips is not None or metric != "lpips":
                             figures.setdefault(f"{kind}_{metric}_gain_{steps}", []).append(values[key] - without[key])
                 columns = [("input", poor.cpu()), ("generic", generic),
                            *((f"steps {steps}", images) for steps, images in outputs.items()), ("truth", task.queries)]

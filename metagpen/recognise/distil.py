@@ -287,7 +287,7 @@ class Trainer:
         target = torch.cat([target, target[:len(copies)]])
         errors = {f"map{i}": F.mse_loss(m[:count].float(), w) for i, (m, w) in enumerate(zip(maps, wanted))}
         cosine = (embedding * target).sum(1)
-        every = len(target)  # of the cosines with others: those with oneself are 1 in both
+        every = len(target)  # of the cosines with others
         relation = (embedding @ target.T - target @ target.T).square().fill_diagonal_(0).sum() / (every * (every - 1))
         loss = 1 - cosine.mean() + self.config.relation * relation + fading * sum(errors.values())
         return {"loss": loss, "relation": relation, "cosine": cosine[:count].mean(),

@@ -52,6 +52,9 @@ class OnnxNetwork(nn.Module):
         parts = [self._run(part) for part in np.split(pixels, len(pixels))] if self.single else [self._run(pixels)]
         return torch.from_numpy(np.concatenate(parts)).to(x.device)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> OnnxNetwork:
+        return self  # a session cannot be copied, and never changes
+
     def _only_scores(self) -> ConfigError:
         return ConfigError(f"{self.path}: an ONNX recogniser only scores; no gradient flows through it and it shows no "
                            "feature maps. Use a native one (\"embedded\", .pth, .ckpt, .xml) in a loss")

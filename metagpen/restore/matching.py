@@ -24,7 +24,7 @@ and less than 1 % elsewhere; heavily degraded faces come nowhere near it, whoeve
 LEGIBLE = 0.75
 """Severity (`person.start.Gate.severity`) from which a face no longer says whose it is. In the same file nearly all
 heavily degraded faces, which the recogniser puts as near to strangers, lie above it; few moderately degraded ones do,
-but also three to eight in a hundred clear photos, which the gate was not made for."""
+and no clear photo."""
 
 
 class FaceWarning(UserWarning):
