@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 import measure
 import torch
+from PIL import Image
 
 import metagpen
 from metagpen import faces
 from metagpen.evaluate import EvaluateConfig, report, run_evaluate
-from metagpen.evaluate.engine import evaluate_people, methods_for, named_degradations
+from metagpen.evaluate.engine import named_degradations
 from metagpen.evaluate.protocol import Evaluation, load_people, preview_path
-from metagpen.evaluate.tasks import damage, load_task
+from metagpen.evaluate.tasks import Task, damage, load_task
 from metagpen.identities import People
 from metagpen.memory import keep_freed_memory
 
@@ -37,8 +38,11 @@ PAGE = ROOT / "docs" / "results" / "first_light.md"
 PICTURE = ROOT / "docs" / "images" / "first_light.jpg"
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
 MARKERS = "<!-- first_light:begin -->", "<!-- first_light:end -->"
+LONDONERS = 3  # people of the picture beside the first
 PICTURED = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}  # damage -> how the picture calls it
 SCORER, IN_LOSSES = "068", "embedded (in losses)"
+
+Tile = tuple[str, Image.Image]
 
 
 class Target(NamedTuple):
@@ -56,8 +60,10 @@ def configuration(arguments: argparse.Namespace) -> EvaluateConfig:
     return EvaluateConfig(
         model=arguments.model,
         data=str(data),
-        split_file=str(data.parent / "splits.csv"),
+        split_file=str(measure.PEOPLE),
         split="val",
+        trained_on=[str(data), str(data.parent / "lfw_176")],
+        trained_parts=["train", "kept"],
         degradations=["heavy", "moderate"],
         shots=[5, 1],
         steps=32,
@@ -224,19 +230,30 @@ def _tile(strip: Path, index: int, size: int):
 
 
 def write_picture(model: metagpen.MetaGPEN, seed: int) -> None:
-    """docs/images/first_light.jpg: the person of the demo split, CC0, under every damage of PICTURED."""
-    people = People.from_folder(SHARED / "photos" / "london_512").select(["lisa"])
-    task = load_task(people, "lisa", 5, model.size, seed)
-    damages, methods = named_degradations(list(PICTURED)), methods_for(["generic", "start", "adapt"], [5], 32)
-    found = list(evaluate_people(model, people, damages, methods, {}, shots=5, seed=seed))
-    lines = [[(f"given: photo {i + 1}", faces.to_pil(photo)) for i, photo in enumerate(task.support)]]
-    for name, title in PICTURED.items():
-        columns = [(f"input, {title}", damage(task, name, damages[name], seed))]
-        columns += [(report.LABELS[o.record.method], o.images) for o in found if o.record.degradation == name]
-        columns += [("truth", task.queries)]
-        lines += [[(label, faces.to_pil(images[i])) for label, images in columns] for i in range(len(task.queries))]
+    """docs/images/first_light.jpg: a person from five photos (CC0), and the first people of the London set from one
+    each (CC BY 4.0), unchosen."""
+    people = People.from_folder(SHARED / "photos" / "london_512")
+    lisa = load_task(people, "lisa", 5, model.size, seed)
+    lines = [[(f"given: photo {i + 1}", faces.to_pil(photo)) for i, photo in enumerate(lisa.support)]]
+    lines += restored_lines(model, lisa, PICTURED, seed)
+    for name in [name for name in people if name != "lisa"][:LONDONERS]:
+        task = load_task(people, name, 1, model.size, seed, min_queries=1)
+        given = ("given: the only photo", faces.to_pil(task.support[0]))
+        lines += [[given, *line] for line in restored_lines(model, task, {"hard": PICTURED["hard"]}, seed)]
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    report.contact_sheet(lines).save(PICTURE, quality=92)
+    report.contact_sheet(lines, tile=160).save(PICTURE, quality=92)
+
+
+def restored_lines(model: metagpen.MetaGPEN, task: Task, damages: dict[str, str], seed: int) -> list[list[Tile]]:
+    """The task's first query under each of the damages: input, generic, start, adapt, truth."""
+    start, person = (metagpen.adapt(model, list(task.support), steps=steps, seed=seed) for steps in (0, 32))
+    lines = []
+    for name, title in damages.items():
+        poor = damage(task, name, named_degradations([name])[name], seed)[:1]
+        images = {f"input, {title}": poor, "generic model": model.restore(poor), "start": start.restore_batch(poor),
+                  "adapt": person.restore_batch(poor), "truth": task.queries[:1]}
+        lines.append([(label, faces.to_pil(image[0])) for label, image in images.items()])
+    return lines
 
 
 def as_published() -> Evaluation:

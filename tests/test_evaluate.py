@@ -656,6 +656,15 @@ def test_run_evaluate_from_a_config_and_again(people, tmp_path, monkeypatch):
     assert str(tmp_path) not in (tmp_path / "x.json").read_text()
 
 
+def test_people_of_the_training_are_not_evaluated(people, tmp_path):
+    folder, file = next(iter(people["a"])).path.parent.parent, tmp_path / "split.csv"
+    file.write_text("id,split\n" + "".join(f"{name},{'val' if name == 'a' else 'train'}\n" for name in people))
+    config = protocol.EvaluateConfig(data=str(folder), trained_on=[str(folder)], split_file=str(file), shots=[1])
+    assert list(protocol.load_people(config, SIZE)) == ["a"]
+    with pytest.raises(DataError, match="a' .of 1. is measured and was in training"):
+        protocol.load_people(config.model_copy(update={"trained_parts": ["train", "val"]}), SIZE)
+
+
 def test_configuration_rejects_unknown_keys():
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
         protocol.EvaluateConfig.from_dict({"data": "x", "stepz": 3})

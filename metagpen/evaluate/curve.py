@@ -29,7 +29,7 @@ from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
 from metagpen.evaluate.methods import SCHEDULES, Rivals
-from metagpen.evaluate.protocol import IN_LOSSES, say_who_is_in_losses
+from metagpen.evaluate.protocol import IN_LOSSES, assert_disjoint, say_who_is_in_losses, trained_people
 from metagpen.evaluate.records import append_line, whole_lines
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, draws_of, load_support, load_task
 from metagpen.identities import People
@@ -459,31 +459,8 @@ def load_people(config: CurveConfig) -> tuple[People, People | None]:
             raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
         people = parts[config.split]
         if trained is not None:
-            trained = trained_people(trained, config)
+            trained = trained_people(trained, config.split_file, config.trained_parts)
     return people.select(list(people)[: config.max_people]), trained
-
-
-def trained_people(people: People, config: CurveConfig) -> People:
-    """Those of `people` whom the training saw; ConfigError for a part of the split file that none of them is in."""
-    parts = identities.split(people, file=config.split_file, strict=False)
-    for part in config.trained_parts:
-        if part not in parts:
-            raise ConfigError(f"{config.split_file}: trained_on has nobody in its split '{part}'")
-    return people.select(name for part in config.trained_parts for name in parts[part])
-
-
-def assert_disjoint(measured: People, trained: People) -> None:
-    """Raises DataError when a person (by set and name) or a photo (by SHA-256) is in both."""
-
-    def names(people: People) -> set[str]:
-        return {f"{people.set_name}/{name}" if people.set_name else name for name in people}
-
-    if both := sorted(names(measured) & names(trained)):
-        raise DataError(f"'{both[0]}' (of {len(both)}) is measured and was in training; leave them out of one")
-    seen = {photo.sha256: photo.path for photo in trained.photos()}
-    for photo in measured.photos():
-        if photo.sha256 in seen:
-            raise DataError(f"{photo.path}: the same photo was in training as {seen[photo.sha256]}; remove one")
 
 
 def own_photos_apart(people: People, person: str, shots: int, size: int, seed: int, settings: CurveSettings) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metagpen import identities
 from metagpen.config import Config, Device
-from metagpen.errors import ConfigError
+from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import report, tasks
 from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
 from metagpen.evaluate.records import Record, RecordFile
@@ -34,6 +34,9 @@ class EvaluateConfig(Config):
     data: str = Field(description="folder with one sub-folder per person")
     split_file: str | None = Field(None, description="CSV that assigns people to splits; none: all people")
     split: str = Field("val", description="the split to measure, with split_file")
+    trained_on: list[str] = Field([], description="folders of training people (with split_file: those in "
+                                                  "`trained_parts` of it); nobody of them is measured")
+    trained_parts: list[str] = Field(["train"], description="splits that any part of the training saw, e.g. kept too")
     degradations: list[str] = Field(["heavy"], description="names of degradations; 'moderate' is BSRGAN at scale 1")
     methods: list[str] = Field(list(METHOD_NAMES), description="which methods to compare")
     shots: list[int] = Field([5, 1], description="support photos; the most are set aside, fewer are the first of them")
@@ -103,7 +106,8 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
 def load_people(config: EvaluateConfig, size: int) -> People:
     """The people of the config's split with photos enough for support and two sharp queries, at most `max_people`.
 
-    size: of the model; a query must have been as large (see `tasks.draw`).
+    size: of the model; a query must have been as large (see `tasks.draw`). Raises DataError for people or photos that
+    the training saw, if the config says whom it saw.
     """
     people = People.from_folder(config.data)
     if config.split_file:
@@ -111,11 +115,39 @@ def load_people(config: EvaluateConfig, size: int) -> People:
         if config.split not in parts:
             raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
         people = parts[config.split]
+    if config.trained_on:
+        trained = identities.load_people(*config.trained_on)
+        if config.split_file:
+            trained = trained_people(trained, config.split_file, config.trained_parts)
+        assert_disjoint(people, trained)
     enough = tasks.measurable(people, max(config.shots), size, [config.seed], config.max_queries)
     if not enough:
         raise ConfigError(f"{config.data}: nobody has the {max(config.shots) + 2} photos that are needed, two of them "
                           f"of at least {size} px")
     return enough.select(list(enough)[: config.max_people])
+
+
+def trained_people(people: People, split_file: str, trained_parts: Iterable[str]) -> People:
+    """Those of `people` whom the training saw; ConfigError for a part of the split file that none of them is in."""
+    parts = identities.split(people, file=split_file, strict=False)
+    for part in trained_parts:
+        if part not in parts:
+            raise ConfigError(f"{split_file}: trained_on has nobody in its split '{part}'")
+    return people.select(name for part in trained_parts for name in parts[part])
+
+
+def assert_disjoint(measured: People, trained: People) -> None:
+    """Raises DataError when a person (by set and name) or a photo (by SHA-256) is in both."""
+
+    def names(people: People) -> set[str]:
+        return {f"{people.set_name}/{name}" if people.set_name else name for name in people}
+
+    if both := sorted(names(measured) & names(trained)):
+        raise DataError(f"'{both[0]}' (of {len(both)}) is measured and was in training; leave them out of one")
+    seen = {photo.sha256: photo.path for photo in trained.photos()}
+    for photo in measured.photos():
+        if photo.sha256 in seen:
+            raise DataError(f"{photo.path}: the same photo was in training as {seen[photo.sha256]}; remove one")
 
 
 def say_who_is_in_losses(scorers: Mapping[str, Any], losses: Iterable[Recogniser | None],
@@ -142,8 +174,8 @@ def recognisers_of_card(card: Mapping[str, Any]) -> Iterator[str]:
             yield Path(value).name.split(".")[0]
 
 # What a config may say without changing any number, or says by a path of this machine.
-NOT_SETTINGS = {"model", "data", "split_file", "work_dir", "output", "progress", "lpips_backbone", "recognisers",
-                "batch_size", "preview", "max_people"}  # fmt: skip
+NOT_SETTINGS = {"model", "data", "split_file", "trained_on", "trained_parts", "work_dir", "output", "progress",
+                "lpips_backbone", "recognisers", "batch_size", "preview", "max_people"}  # fmt: skip
 
 
 def settings_of(config: EvaluateConfig, model: Any, people: Mapping[str, Any],
