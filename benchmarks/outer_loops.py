@@ -1,11 +1,13 @@
 """Which outer loop pays? Every loop that ships, trained from the same base at equal budget, then measured on held-out
 people.
 
-All begin from the embedded model without its learned rule, with the rates of configs/meta_128.yml, and see the same
-episodes in the same meta-steps; only `loop` differs. *adapt* is that beginning itself, at the rates set by hand: what a
-loop must beat. First order, Adam inside. (MAML is FOMAML then; in second order it asks for SGD inside, whose rates
-would need a search of their own. What second order costs: benchmarks/meta_gradient.py.) Measured on the val people of
-celeba_wild_256 with a recogniser that no loss used, faces of 16 px and moderate damage, after 0, 8 and 32 inner steps.
+All begin from the embedded model without its rule, with the rates of configs/meta_128.yml, and see the same
+episodes in the same meta-steps; only `loop` differs. They learn initial values and, where the loop does, rates; start
+and shared filters stay as they are (Reptile has no gradient for them). *adapt* is that beginning itself, at the rates
+set by hand: what a loop must beat. First order, Adam inside. (MAML is FOMAML then; in second order it asks for SGD
+inside, whose rates would need a search of their own. What second order costs: benchmarks/meta_gradient.py.) Measured on
+the val people of celeba_wild_256 with a recogniser that no loss used, faces of 16 px and moderate damage, after 0, 8
+and 32 inner steps.
 
 Rows go to benchmarks/results/outer_loops.json, the page to docs/results/outer_loops.md. Photos come from
 `$METAGPEN_SHARED`, or the folder `shared` beside this repository. Trainings and finished people are kept in runs/.
@@ -52,6 +54,7 @@ def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path
     folder = RUNS / f"{begin.stem}_{arguments.meta_steps}" / loop
     config = MetaConfig.from_dict({
         **measure.settings_on_shared(CONFIG), "part": "kept", "loop": loop, "base": str(begin),
+        "slow": [], "learn_start": False, "lr_rates": 3e-2,
         "meta_steps": arguments.meta_steps, "device": arguments.device, "output_dir": folder,
         "cache_dir": RUNS / "cache",
         "validate_every": arguments.meta_steps, "validate_people": 1, "validate_queries": 1, "validate_steps": [0],

@@ -59,7 +59,7 @@ def main(folder: Path = OWN_ALBUM) -> None:
     print(f"adapt follows the rule that was learned, here {person.metadata['steps']} step: {trained.resolve()}")
     print(f"the split: {split_file.resolve()}")
     print(f"in earnest (after make setup-lpips): metagpen meta-train -c configs/meta_128.yml -s 'data=[{folder}]' "
-          f"-s split={split_file} -s part=train -s 'shots=[1, 4]' -s loss_recogniser=null")
+          f"-s split={split_file} -s part=train -s validate_part=val -s 'shots=[1, 4]' -s loss_recogniser=null")
 
 
 if __name__ == "__main__":
