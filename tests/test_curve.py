@@ -32,9 +32,14 @@ from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert
 from metagpen.evaluate.engine import named_degradations
 from metagpen.gpen import GPEN
 from metagpen.identities import People
+from metagpen.meta.train import MetaConfig
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, IdentityStart
 from metagpen.person.rule import InnerRule, RuleConfig
+from metagpen.recognise.distil import DistilConfig
+from metagpen.train import TrainConfig
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 FAST = AdaptConfig(batch_size=2, degradation={"heavy": {"face_px": [4, 8]}}, tail_blocks=1, tail_rank=2, bf16=False,
                    warmup=1, lr_latent=0.03, lr_tail=0.01)  # fmt: skip
@@ -609,11 +614,16 @@ def test_only_people_measured_everywhere_are_compared(rows):
         curve_report.summary([row for row in rows if (row["identity"] == "a") == (row["method"] == "full")])
 
 
-@pytest.mark.parametrize("name", ["curve_128", "curve_128_long", "curve_london", "curve_strength"])
-def test_the_shipped_configurations_are_valid(name):
-    root = Path(__file__).resolve().parents[1]
-    config = CurveConfig.from_yaml(root / "configs" / f"{name}.yml")
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("curve_*.yml")), ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_valid(path):
+    config = CurveConfig.from_yaml(path)
     assert config.check() is config
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TrainConfig, "base_128"), (MetaConfig, "start_128"),
+                                            (MetaConfig, "meta_128"), (DistilConfig, "recogniser")])
+def test_the_shipped_configurations_of_trainings_are_valid(kind, name):
+    assert isinstance(kind.from_yaml(CONFIGS / f"{name}.yml"), kind)
 
 
 def test_a_recogniser_that_trained_the_model_must_say_so():

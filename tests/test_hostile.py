@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -926,6 +927,27 @@ def test_a_fine_tune_may_be_killed_at_any_moment(place, monkeypatch):
         assert same(tensors_of(whole / "models"), tensors_of(killed / "models"))
         for name in ("log.csv", "validation.csv"):
             assert (whole / name).read_text() == (killed / name).read_text()
+
+
+@pytest.mark.parametrize("kind", ["train", "meta-train"])
+def test_a_training_may_be_killed_at_any_moment(place, kind):
+    options = {"train": partial(train_config, stages=[{"size": 16, "steps": 3, "batch_size": 2}], sheet_every=2),
+               "meta-train": partial(meta_config, meta_steps=3, validate_every=2, validate_people=1,
+                                     validate_queries=1)}[kind]  # fmt: skip
+
+    def command(folder: str) -> list[object]:
+        return [kind, "-c", config(place, **options(place, output_dir=place / folder, save_every=1))]
+
+    def logged(folder: str) -> list[dict[str, Any]]:
+        return [{key: value for key, value in json.loads(line).items() if not key.endswith("_per_second")}
+                for line in (place / folder / "log.jsonl").read_text().splitlines()]
+
+    assert run(*command("whole")).exit_code == 0
+    assert killed_again_and_again(command("again")) > 4
+    for folder in ("again", *killed_once(command, step=5)):
+        assert logged(folder) == logged("whole") and len(logged(folder)) == 3
+        assert torch.equal(*(load_file(place / name / "ema.safetensors")["gpen.final_linear.0.weight"]
+                             for name in (folder, "whole")))
 
 
 def test_a_curve_may_be_killed_at_any_moment(place):

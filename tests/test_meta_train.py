@@ -92,6 +92,28 @@ def test_it_learns_a_rule_that_ships_and_that_adapt_follows(config, tiny_model, 
     assert plain.spec.tail_rank == 8
 
 
+def test_outer_sgd_moves_by_the_rate_times_the_clipped_gradient(config):
+    """Reptile as published: an outer step is a part of the way to where adaptation ends (Nichol et al. 2018)."""
+    trainer = meta.prepare(config.model_copy(update={"loop": "reptile", "outer_optimiser": "sgd", "lr": 0.5,
+                                                     "clip": 1e9}))
+    begin = trainer.model.rule.initial["latent-offset"]
+    before = begin.detach().clone()
+    trainer.meta_gradient(0)
+    gradient = begin.grad.clone()
+    factor = trainer.train_step()["factor"]
+    assert gradient.any()
+    torch.testing.assert_close(begin.detach() - before, -0.5 * factor * gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_small_photos_are_learned_from_and_never_judged_on(config):
+    trainer = meta.prepare(config.model_copy(update={"min_query_side": 16}))
+    sides = trainer.data.photos.source_side
+    sides[trainer.data.photos.person == 0] = 8
+    assert [len(own) for own, _ in trainer._eligible()] == [5, 5], "ada can no longer be an episode"
+    sides[torch.nonzero(trainer.data.photos.person == 1)[0]] = 8
+    assert [(len(own), len(queries)) for own, queries in trainer._eligible()] == [(5, 4), (5, 5)]
+
+
 def test_the_start_learns_to_guess_mixtures_without_an_inner_step(config, tmp_path, tiny_model, tiny_recogniser):
     config = meta.MetaConfig.from_dict({
         **config.model_dump(exclude_unset=True), "unroll": [0, 0], "start_mixtures": 3, "slow": ["bases.*"],
