@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -37,6 +37,7 @@ from .optimise import Optimiser, new_optimiser
 from .recorded import RecordedSteps
 
 OnError = Callable[[str, Exception], None]
+STEPS_WORTH_A_PROCESS = 4  # fewer are damaged sooner than another process begins
 Support = tuple[Tensor, Tensor, Tensor | View]
 """Truth and degraded [P·B, 3, S, S], and their landmarks [P·B, 5, 2] or where the recogniser looks in them."""
 
@@ -77,7 +78,8 @@ class AdaptConfig(Config):
                                          "optimiser, rates, spec and initial values given here")
     seed: int = 0
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
-    cuda_graphs: bool = Field(False, description="on a GPU, record a step and play it again; tested on the CPU alone")
+    cuda_graphs: bool | None = Field(None, description="on a GPU, record a step and play it again; default: wherever "
+                                                       "that can be done")
     people_per_batch: int = Field(0, ge=0, description="how many learn at a time; 0: as memory allows, at most 8 on a "
                                                        "CPU and 64 on a GPU")
     adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
@@ -310,10 +312,7 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])
-    records = config.cuda_graphs and model.device.type == "cuda"
-    if records and (config.optimiser != "adam" or recogniser is None):
-        raise ConfigError("cuda_graphs: steps are recorded with Adam and a recogniser in the losses only; take it out")
-    if config.steps and records:
+    if config.steps and records_steps(config, model.device, recogniser):
         steps = RecordedSteps(objective, parameters, list(step_rates(model, config, 0, parameters)))
     else:
         steps = PlainSteps(objective, parameters, config)
@@ -326,6 +325,14 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
             if progress:  # which waits for the device
                 bar.update(task, advance=1, loss=float(loss.mean()))
     return {name: value.detach() for name, value in steps.parameters.items()}
+
+
+def records_steps(config: AdaptConfig, device: torch.device, recogniser: recognise.Recogniser | None) -> bool:
+    """Whether steps are recorded as a CUDA graph. Raises ConfigError where that is asked for and cannot be."""
+    possible = config.optimiser == "adam" and recogniser is not None
+    if config.cuda_graphs and device.type == "cuda" and not possible:
+        raise ConfigError("cuda_graphs: steps are recorded with Adam and a recogniser in the losses only; take it out")
+    return device.type == "cuda" and possible and config.cuda_graphs is not False
 
 
 class PlainSteps:
@@ -343,38 +350,46 @@ class PlainSteps:
 
 class Drawn(IterableDataset):
     """What `draw` gives these people (on the CPU) step by step, everybody for themselves: who else is there changes
-    nothing."""
+    nothing. With a stride, of every so many steps only one; of the others the dice are thrown."""
 
-    def __init__(self, albums: Sequence[Album], config: AdaptConfig):
+    def __init__(self, albums: Sequence[Album], config: AdaptConfig, first: int = 0, stride: int = 1):
         self.albums = [own.cpu() for own in albums]
-        self.config = config
+        self.config, self.first, self.stride = config, first, stride
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         degradation = degrade.full_size(self.config.degradation)
         generators = [torch.Generator().manual_seed(self.config.seed + 1) for _ in self.albums]
-        for _ in range(self.config.steps):
-            yield draw(self.albums, degradation, self.config, generators)
+        for step in range(self.config.steps):
+            thrown = [throw(own, degradation, self.config, generator)
+                      for own, generator in zip(self.albums, generators, strict=True)]
+            if step % self.stride == self.first:
+                yield carry_out(self.albums, thrown, degradation)
 
 
 def supports(albums: Sequence[Album], config: AdaptConfig, device: torch.device,
              recogniser: recognise.Recogniser | None, workers: int | None = None) -> Iterator[Support]:
     """(truth, degraded, where the recogniser looks) of every step, on the device.
 
-    Photos are damaged on the CPU: one after the other, in operations too small for a GPU. Beside a GPU,
-    processes do it ahead, each for some of the people. workers: how many; default: `helpers`.
+    Photos are damaged on the CPU: one after the other, in operations too small for a GPU. Beside a GPU, processes do it
+    ahead, each for some of the people, or, where there are fewer people than processes, for one of them and some of the
+    steps. workers: how many; default: `helpers`.
     """
     if not config.steps:
         return
     if workers is None:
         workers = helpers(device)
     parts = max(1, min(len(albums), workers))
+    stride = max(1, min(workers // parts, config.steps // STEPS_WORTH_A_PROCESS))
     bounds = [len(albums) * k // parts for k in range(parts + 1)]
-    some: list[Iterable[tuple[Tensor, Tensor, Tensor]]] = [Drawn(albums[a:b], config)
-                                                           for a, b in zip(bounds, bounds[1:], strict=False)]
+    some: list[list[Iterable[tuple[Tensor, Tensor, Tensor]]]] = [
+        [Drawn(albums[a:b], config, first, stride) for first in range(stride)]
+        for a, b in zip(bounds, bounds[1:], strict=False)]
     if workers:
-        some = [DataLoader(own, batch_size=None, num_workers=1, multiprocessing_context="fork",
-                           generator=torch.Generator()) for own in some]  # one of its own: the caller's stays as it is
-    for drawn in zip(*some, strict=True):
+        some = [[DataLoader(one, batch_size=None, num_workers=1, multiprocessing_context="fork",
+                            generator=torch.Generator()) for one in own] for own in some]  # the caller's stays as it is
+    running = [[iter(one) for one in own] for own in some]
+    for step in range(config.steps):
+        drawn = [next(own[step % stride]) for own in running]
         yield placed([torch.cat(values) for values in zip(*drawn, strict=True)], device, recogniser)
 
 
@@ -429,20 +444,39 @@ def rate(name: str, config: AdaptConfig) -> float:
     return by_kind(name, config.lr_latent, config.lr_tail, config.lr_decoder)
 
 
+class Thrown(NamedTuple):
+    """All that is random in one person's step: which photos, which of them are mirrored, what happens to each."""
+
+    chosen: Tensor
+    flipped: Tensor
+    recipes: list[Any]
+
+
+def throw(own: Album, degradation: degrade.Degradation, config: AdaptConfig, generator: torch.Generator) -> Thrown:
+    chosen = torch.randint(len(own), (config.batch_size,), generator=generator)
+    flipped = torch.rand(len(chosen), generator=generator) < 0.5 if config.flip else torch.zeros(len(chosen)).bool()
+    return Thrown(chosen, flipped, degradation.recipes(len(chosen), *own.crops.shape[-2:], generator))
+
+
+def carry_out(albums: Sequence[Album], thrown: Sequence[Thrown],
+              degradation: degrade.Degradation) -> tuple[Tensor, Tensor, Tensor]:
+    """See `draw`."""
+    parts = []
+    for own, dice in zip(albums, thrown, strict=True):
+        chosen, flip = dice.chosen.to(own.crops.device), dice.flipped.to(own.crops.device)
+        truth, landmarks = own.crops[chosen], own.landmarks[chosen]
+        truth = torch.where(flip[:, None, None, None], truth.flip(-1), truth)
+        landmarks = torch.where(flip[:, None, None], mirror(landmarks, truth.shape[-1]), landmarks)
+        parts.append((truth, degradation.carry_out(truth, dice.recipes), landmarks))
+    truth, poor, landmarks = (torch.cat(part) for part in zip(*parts, strict=True))
+    return truth, poor, landmarks
+
+
 def draw(albums: Sequence[Album], degradation: degrade.Degradation, config: AdaptConfig,
          generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
     """Fresh (truth, degraded, landmarks) of every person: [P·B, 3, S, S] twice and [P·B, 5, 2], person-major."""
-    parts = []
-    for own, generator in zip(albums, generators, strict=True):
-        chosen = torch.randint(len(own), (config.batch_size,), generator=generator).to(own.crops.device)
-        truth, landmarks = own.crops[chosen], own.landmarks[chosen]
-        if config.flip:
-            flip = (torch.rand(len(chosen), generator=generator) < 0.5).to(truth.device)
-            truth = torch.where(flip[:, None, None, None], truth.flip(-1), truth)
-            landmarks = torch.where(flip[:, None, None], mirror(landmarks, truth.shape[-1]), landmarks)
-        parts.append((truth, degradation(truth, generator), landmarks))
-    truth, poor, landmarks = (torch.cat(part) for part in zip(*parts, strict=True))
-    return truth, poor, landmarks
+    thrown = [throw(own, degradation, config, generator) for own, generator in zip(albums, generators, strict=True)]
+    return carry_out(albums, thrown, degradation)
 
 
 def mirror(landmarks: Tensor, size: int) -> Tensor:

@@ -30,7 +30,6 @@ class Degradation(ABC):
     def apply(self, images: Tensor, recipes: Sequence[Any]) -> Tensor:
         """Carries out one recipe per image: ``[B, 3, H, W]`` to ``[B, 3, H/scale, W/scale]``, both in [0, 1]."""
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Degrades ``[B, 3, H, W]`` RGB images in [-1, 1]; same range, dtype and device, size divided by `scale`.
 
@@ -41,14 +40,23 @@ class Degradation(ABC):
             raise ConfigError(f"a degradation takes RGB images [B, 3, H, W], not a tensor {list(images.shape)}")
         if not images.is_floating_point():
             raise ConfigError(f"a degradation takes floats in [-1, 1], not {images.dtype}")
+        sides = images.shape[-2:]
+        if min(sides) < self.scale:
+            raise ConfigError(f"images of {list(sides)} pixels are too small for scale {self.scale}")
+        return self.carry_out(images, self.recipes(len(images), *sides, generator))
+
+    def recipes(self, count: int, height: int, width: int, generator: torch.Generator) -> list[Any]:
+        """What is to happen to so many images of this size: all that is random, and nothing that takes time."""
         dice = Dice(generator)
+        return [self.draw(dice, height - height % self.scale, width - width % self.scale) for _ in range(count)]
+
+    @torch.no_grad()
+    def carry_out(self, images: Tensor, recipes: Sequence[Any]) -> Tensor:
+        """The other half of a call: images [B, 3, H, W] in [-1, 1] and a recipe for each."""
         height, width = (side - side % self.scale for side in images.shape[-2:])
-        if min(height, width) < 1:
-            raise ConfigError(f"images of {list(images.shape[-2:])} pixels are too small for scale {self.scale}")
-        sharp = images[..., :height, :width].float().add(1.0).div_(2.0)
-        recipes = [self.draw(dice, height, width) for _ in range(len(images))]
         if not recipes:
             return images[..., : height // self.scale, : width // self.scale].clone()
+        sharp = images[..., :height, :width].float().add(1.0).div_(2.0)
         return self.apply(sharp, recipes).clamp_(0.0, 1.0).mul_(2.0).sub_(1.0).to(images.dtype)
 
 

@@ -7,6 +7,7 @@ hold each pair together in float64, and `benchmarks/inner_step.py` says what it 
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -100,6 +101,8 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         before, after = self.pad
+        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last) and (fir := triton_fir()) is not None:
+            return fir(x, self.kernel.flip(0, 1), before, after)
         kernel = self.kernel.flip(0, 1).to(x.dtype).expand(channels, 1, *self.kernel.shape)
         if before == after:  # the convolution can pad by itself
             return F.conv2d(x, kernel, padding=before, groups=channels)
@@ -110,6 +113,16 @@ class Blur(nn.Module):
         before, after = self.pad
         planes = F.pad(x, (before, after, before, after)).flatten(0, 1)[:, None]
         return F.conv2d(planes, self.kernel.flip(0, 1)[None, None].to(x.dtype)).unflatten(0, x.shape[:2]).squeeze(2)
+
+
+@cache
+def triton_fir() -> Callable[..., Tensor] | None:
+    """`fir.fir` where Triton is installed, as it is beside torch for CUDA on Linux."""
+    try:
+        from .fir import fir
+    except ImportError:
+        return None
+    return fir
 
 
 class Upsample(nn.Module):

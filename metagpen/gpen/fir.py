@@ -1,0 +1,91 @@
+"""The 4x4 FIR filter of a blur as one Triton kernel, for channels_last maps on a GPU.
+
+cuDNN's depthwise convolutions on channels_last maps read and write at a small part of the memory's bandwidth. Here a
+program walks down a strip of columns: each input value is loaded four times, for the four columns it is under, and
+every output is written once. `Blur.forward` uses it where Triton is at hand; its plain twin is `Blur.reference`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, COLUMNS, CHANNELS = 16, 4, 64  # of one program's output
+
+
+@triton.jit
+def _filter(x, kernel, y, channels, height, width, out_height, out_width, before, row_tiles,
+            ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr):
+    """y [B, out_height, out_width, C] = kernel [4, 4] over x [B, height, width, C], zeros around it."""
+    dtype: tl.constexpr = tl.float64 if EXACT else tl.float32
+    image = (tl.program_id(0) // row_tiles).to(tl.int64)
+    top = tl.program_id(0) % row_tiles * ROWS
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[:, None]
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    x += image * height * width * channels + channel
+    y += image * out_height * out_width * channels + channel
+    first = tl.zeros((COLUMNS, CHANNELS), dtype)  # outputs of which the last, ..., the first row of taps is to come
+    second, third = first, first
+    for i in tl.static_range(ROWS + 3):
+        row = top + i - before + 0 * column  # a block as the rest is: the interpreter takes no mask of mixed shapes
+        fourth = tl.zeros((COLUMNS, CHANNELS), dtype)
+        for j in tl.static_range(4):
+            at = column + j - before
+            inside = (row >= 0) & (row < height) & (at >= 0) & (at < width) & (channel < channels)
+            value = tl.load(x + (row * width + at) * channels, mask=inside, other=0.0).to(dtype)
+            first += value * tl.load(kernel + 12 + j)
+            second += value * tl.load(kernel + 8 + j)
+            third += value * tl.load(kernel + 4 + j)
+            fourth += value * tl.load(kernel + j)
+        if i >= 3:
+            out = top + i - 3 + 0 * column
+            inside = (out < out_height) & (column < out_width) & (channel < channels)
+            tl.store(y + (out * out_width + column) * channels, first.to(y.dtype.element_ty), mask=inside)
+        first, second, third = second, third, fourth
+
+
+@torch.library.custom_op("metagpen::fir", mutates_args=())
+def fir(x: Tensor, kernel: Tensor, before: int, after: int) -> Tensor:
+    """Every channel of x [B, C, H, W] correlated with kernel [4, 4], `before` and `after` zeros around it on both axes:
+    [B, C, H + before + after - 3, W + before + after - 3], channels_last, in x's dtype; sums in float32, or float64
+    where x is."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    out_height, out_width = (side + before + after - 3 for side in (height, width))
+    y = torch.empty(batch, channels, out_height, out_width, dtype=x.dtype, device=x.device,
+                    memory_format=torch.channels_last)
+    row_tiles = triton.cdiv(out_height, ROWS)
+    block = min(CHANNELS, triton.next_power_of_2(channels))
+    grid = (batch * row_tiles, triton.cdiv(out_width, COLUMNS), triton.cdiv(channels, block))
+    exact = x.dtype == torch.float64
+    kernel = kernel.to(torch.float64 if exact else torch.float32).contiguous()
+    _filter[grid](x, kernel, y, channels, height, width, out_height, out_width, before, row_tiles,
+                  ROWS=ROWS, COLUMNS=COLUMNS, CHANNELS=block, EXACT=exact)
+    return y
+
+
+@fir.register_fake
+def _(x: Tensor, kernel: Tensor, before: int, after: int) -> Tensor:
+    shape = *x.shape[:2], *(side + before + after - 3 for side in x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _save(ctx, inputs, output) -> None:
+    _, kernel, ctx.before, ctx.after = inputs
+    ctx.save_for_backward(kernel)
+
+
+def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    kernel, = ctx.saved_tensors
+    return fir(gradient, kernel.flip(0, 1), 3 - ctx.before, 3 - ctx.after), None, None, None
+
+
+fir.register_autograd(_backward, setup_context=_save)
+
+
+@fir.register_vmap
+def _(info, dims, x: Tensor, kernel: Tensor, before: int, after: int) -> tuple[Tensor, int]:
+    x = x.movedim(dims[0], 0)
+    return fir(x.flatten(0, 1), kernel, before, after).unflatten(0, x.shape[:2]), 0
