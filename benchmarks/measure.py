@@ -65,7 +65,10 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, device: torch
             synchronise(device)
             if turn >= warmup:
                 spent[name].append(time.perf_counter() - began)
-    return {name: Seconds.of(values) for name, values in spent.items()}
+    found = {name: Seconds.of(values) for name, values in spent.items()}
+    for name, seconds in found.items():
+        print(f"{name}: {milliseconds(seconds.row())} ms", file=sys.stderr, flush=True)  # the tables come much later
+    return found
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -1,6 +1,8 @@
 """The inner loop on a tiny model: what it must do whatever the weights are."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -221,13 +223,28 @@ def test_recorded_steps_are_the_plain_ones(tiny_model, tiny_recogniser):
         torch.testing.assert_close(recorded.parameters[name].detach(), value.detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_photos_damaged_ahead_are_those_damaged_in_place():
-    """Beside a GPU, processes damage each some people's photos: the order of people and all numbers stay."""
-    config = FAST.model_copy(update={"steps": 2})
-    albums = [album(faces(2, seed), 16) for seed in range(3)]
+def test_nothing_keeps_a_recording_when_its_steps_are_over(tiny_model):
+    """Its memory is as large as a step's, and the next people need it: no waiting for the garbage collector."""
+    begun = loop.begin(tiny_model, FAST.model_copy(update={"rule": False}), 1, torch.Generator(), None)
+    steps = RecordedSteps(lambda *_: None, begun, list(begun))
+    recording = weakref.ref(steps.run)
+    gc.disable()
+    try:
+        del steps
+        assert recording() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("people", "steps", "workers"), [(3, 2, 2), (1, 9, 3), (2, 8, 5)])
+def test_photos_damaged_ahead_are_those_damaged_in_place(people, steps, workers):
+    """Beside a GPU, processes damage each some people's photos, or one person's of some steps: the order and all
+    numbers stay."""
+    config = FAST.model_copy(update={"steps": steps})
+    albums = [album(faces(2, seed), 16) for seed in range(people)]
     in_place = list(loop.supports(albums, config, torch.device("cpu"), None))
-    ahead = list(loop.supports(albums, config, torch.device("cpu"), None, workers=2))
-    assert len(ahead) == len(in_place) == 2
+    ahead = list(loop.supports(albums, config, torch.device("cpu"), None, workers=workers))
+    assert len(ahead) == len(in_place) == steps
     for mine, theirs in zip(ahead, in_place, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 

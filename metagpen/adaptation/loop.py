@@ -390,7 +390,14 @@ def supports(albums: Sequence[Album], config: AdaptConfig, device: torch.device,
     running = [[iter(one) for one in own] for own in some]
     for step in range(config.steps):
         drawn = [next(own[step % stride]) for own in running]
-        yield placed([torch.cat(values) for values in zip(*drawn, strict=True)], device, recogniser)
+        yield placed([joined(values, device) for values in zip(*drawn, strict=True)], device, recogniser)
+
+
+def joined(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Along the first dimension; photos on the device, where it takes no thread from the processes that damage more."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.to(device) for part in parts] if parts[0].ndim == 4 else list(parts))
 
 
 def placed(drawn: Sequence[Tensor], device: torch.device, recogniser: recognise.Recogniser | None) -> Support:
@@ -401,11 +408,12 @@ def placed(drawn: Sequence[Tensor], device: torch.device, recogniser: recognise.
 
 
 def helpers(device: torch.device) -> int:
-    """How many processes damage photos beside a device: this process' cores but one. None beside a CPU, none but on
-    Linux, where a process begins without running the caller's script again, and none where it may have no children."""
+    """How many processes damage photos beside a device: this process' cores but one, at most 32. None beside a CPU, none
+    but on Linux, where a process begins without running the caller's script again, and none where it may have no
+    children."""
     if device.type == "cpu" or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 0
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+    return min(32, max(1, len(os.sched_getaffinity(0)) - 1))
 
 
 def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Generator,

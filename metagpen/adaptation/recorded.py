@@ -22,25 +22,37 @@ class RecordedSteps:
 
     def __init__(self, objective: Callable[..., Tensor], parameters: Parameters, moving: list[str],
                  recorded: bool = True):
-        self.objective, self.moving, self.taken = objective, moving, 0
+        self.taken, self.step = 0, InPlace(objective, parameters, moving)
+        self.run = Captured(self.step) if recorded else self.step
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.step.parameters
+
+    def __call__(self, support: tuple[Tensor, Tensor, View], rates: Mapping[str, Tensor | float]) -> Tensor:
+        """The loss [P] before a step on (truth, poor, where the recogniser looks) at these rates."""
+        truth, poor, where = support
+        self.taken, self.step.size = self.taken + 1, where.size
+        corrections = truth.new_tensor([1 - beta ** self.taken for beta in BETAS])
+        given = [torch.as_tensor(rates[name], dtype=truth.dtype).to(truth.device) for name in self.step.moving]
+        return self.run(truth, poor, where.grid, corrections, *given)["loss"].clone()
+
+
+class InPlace:
+    """`optimise.Adam` in place, as a function of tensors alone. It does not know its recording, so that both go, and
+    with them the recording's memory, as soon as nobody needs them."""
+
+    def __init__(self, objective: Callable[..., Tensor], parameters: Parameters, moving: list[str]):
+        self.objective, self.moving, self.size = objective, moving, 0
         self.parameters = {name: value.detach().clone() for name, value in parameters.items()}
         for name in moving:
             self.parameters[name].requires_grad_()
         self.mean, self.square = ({name: torch.zeros_like(self.parameters[name], requires_grad=False)
                                    for name in moving} for _ in range(2))
-        self.run_update = Captured(self.update) if recorded else self.update
 
-    def __call__(self, support: tuple[Tensor, Tensor, View], rates: Mapping[str, Tensor | float]) -> Tensor:
-        """The loss [P] before a step on (truth, poor, where the recogniser looks) at these rates."""
-        truth, poor, where = support
-        self.taken, self.size = self.taken + 1, where.size
-        corrections = truth.new_tensor([1 - beta ** self.taken for beta in BETAS])
-        given = [torch.as_tensor(rates[name], dtype=truth.dtype).to(truth.device) for name in self.moving]
-        return self.run_update(truth, poor, where.grid, corrections, *given)["loss"].clone()
-
-    def update(self, truth: Tensor, poor: Tensor, grid: Tensor, corrections: Tensor,
-               *rates: Tensor) -> dict[str, Tensor]:
-        """`optimise.Adam` in place; corrections: 1 - β^t of both moments."""
+    def __call__(self, truth: Tensor, poor: Tensor, grid: Tensor, corrections: Tensor,
+                 *rates: Tensor) -> dict[str, Tensor]:
+        """corrections: 1 - β^t of both moments."""
         loss = self.objective(self.parameters, truth, poor, View(grid, self.size))
         gradients = torch.autograd.grad(loss.sum(), [self.parameters[name] for name in self.moving])
         with torch.no_grad():
