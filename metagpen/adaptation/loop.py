@@ -408,8 +408,8 @@ def placed(drawn: Sequence[Tensor], device: torch.device, recogniser: recognise.
 
 
 def helpers(device: torch.device) -> int:
-    """How many processes damage photos beside a device: this process' cores but one, at most 32. None beside a CPU, none
-    but on Linux, where a process begins without running the caller's script again, and none where it may have no
+    """How many processes damage photos beside a device: this process' cores but one, at most 32. None beside a CPU,
+    none but on Linux, where a process begins without running the caller's script again, and none where it may have no
     children."""
     if device.type == "cpu" or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 0

@@ -16,9 +16,17 @@ ROWS, COLUMNS, CHANNELS = 16, 4, 64  # of one program's output
 
 
 @triton.jit
+def _value(x, row, column, width, channels, inside):
+    return tl.load(x + (row * width + column) * channels, mask=inside & (column >= 0) & (column < width), other=0.0)
+
+
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "before", "row_tiles"])
 def _filter(x, kernel, y, channels, height, width, out_height, out_width, before, row_tiles,
             ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr):
-    """y [B, out_height, out_width, C] = kernel [4, 4] over x [B, height, width, C], zeros around it."""
+    """y [B, out_height, out_width, C] = kernel [4, 4] over x [B, height, width, C], zeros around it.
+
+    Compiled anew for as little as possible: the loop over rows is not unrolled, and no side counts as a constant.
+    """
     dtype: tl.constexpr = tl.float64 if EXACT else tl.float32
     image = (tl.program_id(0) // row_tiles).to(tl.int64)
     top = tl.program_id(0) % row_tiles * ROWS
@@ -26,23 +34,26 @@ def _filter(x, kernel, y, channels, height, width, out_height, out_width, before
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     x += image * height * width * channels + channel
     y += image * out_height * out_width * channels + channel
+    k00, k01, k02, k03 = tl.load(kernel), tl.load(kernel + 1), tl.load(kernel + 2), tl.load(kernel + 3)
+    k10, k11, k12, k13 = tl.load(kernel + 4), tl.load(kernel + 5), tl.load(kernel + 6), tl.load(kernel + 7)
+    k20, k21, k22, k23 = tl.load(kernel + 8), tl.load(kernel + 9), tl.load(kernel + 10), tl.load(kernel + 11)
+    k30, k31, k32, k33 = tl.load(kernel + 12), tl.load(kernel + 13), tl.load(kernel + 14), tl.load(kernel + 15)
     first = tl.zeros((COLUMNS, CHANNELS), dtype)  # outputs of which the last, ..., the first row of taps is to come
     second, third = first, first
-    for i in tl.static_range(ROWS + 3):
+    for i in range(ROWS + 3):
         row = top + i - before + 0 * column  # a block as the rest is: the interpreter takes no mask of mixed shapes
-        fourth = tl.zeros((COLUMNS, CHANNELS), dtype)
-        for j in tl.static_range(4):
-            at = column + j - before
-            inside = (row >= 0) & (row < height) & (at >= 0) & (at < width) & (channel < channels)
-            value = tl.load(x + (row * width + at) * channels, mask=inside, other=0.0).to(dtype)
-            first += value * tl.load(kernel + 12 + j)
-            second += value * tl.load(kernel + 8 + j)
-            third += value * tl.load(kernel + 4 + j)
-            fourth += value * tl.load(kernel + j)
-        if i >= 3:
-            out = top + i - 3 + 0 * column
-            inside = (out < out_height) & (column < out_width) & (channel < channels)
-            tl.store(y + (out * out_width + column) * channels, first.to(y.dtype.element_ty), mask=inside)
+        at = column - before
+        here = (row >= 0) & (row < height) & (channel < channels)
+        v0, v1 = _value(x, row, at, width, channels, here), _value(x, row, at + 1, width, channels, here)
+        v2, v3 = _value(x, row, at + 2, width, channels, here), _value(x, row, at + 3, width, channels, here)
+        v0, v1, v2, v3 = v0.to(dtype), v1.to(dtype), v2.to(dtype), v3.to(dtype)
+        first += v0 * k30 + v1 * k31 + v2 * k32 + v3 * k33
+        second += v0 * k20 + v1 * k21 + v2 * k22 + v3 * k23
+        third += v0 * k10 + v1 * k11 + v2 * k12 + v3 * k13
+        fourth = v0 * k00 + v1 * k01 + v2 * k02 + v3 * k03
+        out = row + before - 3
+        done = (out >= top) & (out < out_height) & (column < out_width) & (channel < channels)
+        tl.store(y + (out * out_width + column) * channels, first.to(y.dtype.element_ty), mask=done)
         first, second, third = second, third, fourth
 
 
