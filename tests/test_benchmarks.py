@@ -13,7 +13,7 @@ import torch
 from test_gpen import randomise
 
 from metagpen import load
-from metagpen.errors import ConfigError, MetagpenError
+from metagpen.errors import ConfigError, DataError, MetagpenError
 from metagpen.evaluate import curve_report
 from metagpen.evaluate.curve import write_rows
 from metagpen.gpen import GPEN
@@ -198,10 +198,11 @@ def evidence(tmp_path, monkeypatch):
     for name, points in {
         "curve_rates": [*alone, ("adapt", 5, 32), ("full", 5, 32), ("full-x4", 5, 32), ("lora-4", 5, 32)],
         "curve_128": [*alone, *ours, ("lora-4", 5, 32), ("full-x4", 5, 32), ("wrong-person", 5, 32),
-                      ("finetune@n-x16", 5, 32), ("reference-average", 5, 0)],
+                      ("finetune@n-x4", 5, 32), ("reference-average", 5, 0)],
         "curve_128_long": [*alone, ("adapt", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
         "curve_strength": [*alone, ("strength-50", 5, 32), ("adapt", 5, 32)],
         "curve_london": [*alone, ("adapt", 1, 32)],
+        "curve_precision": [*alone, ("adapt", 5, 32), ("adapt-float32", 5, 32)],
         "curve_lfw": [*alone, *ours, ("lora-16-x16", 1, 32), ("lora-16-x16", 5, 32)],
     }.items():
         rows = curve_rows(points)
@@ -230,6 +231,17 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     assert {path.name for path in evidence.FOLDER.iterdir()} >= {
         "val_shots.png", "lfw_shots.png", "val_frontier.png", "val_steps.svg", "val_long_steps.svg",
         "curve_128.csv"}
+
+
+def test_methods_added_later_join_their_run_if_what_both_measured_is_the_same(evidence, tmp_path):
+    more = curve_rows([("generic", 0, 0), ("full-x16", 5, 32)])
+    write_rows(tmp_path / "curve_128+more.jsonl.gz", more)
+    joined, before = (evidence.read_run("curve_128"), curve_report.read_rows(tmp_path / "curve_128.jsonl.gz"))
+    assert joined == before + [row for row in more if row["method"] == "full-x16"]
+    more[0]["value"] += 1e-9
+    write_rows(tmp_path / "curve_128+more.jsonl.gz", more)
+    with pytest.raises(DataError, match=r"curve_128\+more.*'generic'.*curve_128\.jsonl\.gz"):
+        evidence.read_run("curve_128")
 
 
 def test_evidence_convicts(evidence, monkeypatch, tmp_path):
@@ -266,7 +278,7 @@ def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
         (tmp_path / f"{name}.jsonl.gz").unlink()
     found, rows, _ = evidence.blocks()
     assert found["long"] == found["london"] == found["lfw"] == evidence.NOT_YET
-    assert set(rows) == {"curve_rates", "curve_128", "curve_strength"}
+    assert set(rows) == {"curve_rates", "curve_128", "curve_strength", "curve_precision"}
     assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
     assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")
 

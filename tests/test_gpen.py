@@ -246,6 +246,54 @@ def test_blur(pad, gain):
         assert_same(found_gradient, *gradients(expected, [x]), 1e-14)
 
 
+@pytest.fixture
+def on_fir():
+    """(the Triton kernel's function, a device it runs on): the GPU, or the CPU by Triton's interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed (make setup-triton)")
+    from metagpen.gpen.fir import fir
+
+    return fir, "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("pad", [(1, 1), (2, 1)])
+def test_the_triton_blur_is_the_plain_one(on_fir, pad):
+    """More rows than a program has, a kernel without symmetries; gradients, and their gradients too."""
+    fir, device = on_fir
+    blur = Blur(pad).double().to(device)
+    blur.kernel = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).double().to(device)
+    x = random_maps(1, 3, 18, 5).to(device).detach().requires_grad_()
+    weight = random_maps(1, 3, 18, 5).to(device)
+    both = []
+    for way in (lambda maps: fir(maps, blur.kernel.flip(0, 1), *pad), blur.reference):
+        y = way(x)
+        first, = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        both.append((y, first, *torch.autograd.grad((first * weight).sum(), x)))
+    for mine, plain in zip(*both, strict=True):
+        assert_same(mine, plain, 1e-12)
+    assert both[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_triton_blur_in_a_batch_of_batches_and_in_other_types(on_fir):
+    fir, device = on_fir
+    blur = Blur((1, 1)).to(device)
+    x = random_maps(2, 1, 2, 5, 4).to(device, torch.float32)
+    together = torch.func.vmap(lambda maps: fir(maps, blur.kernel, 1, 1))(x)
+    assert torch.equal(together, torch.stack([fir(maps, blur.kernel, 1, 1) for maps in x]))
+    half = fir(x[0].bfloat16(), blur.kernel, 1, 1)
+    assert half.dtype == torch.bfloat16 and (half.float() - together[0]).abs().max() < 0.02
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_blurs_channels_last_maps_with_triton():
+    pytest.importorskip("triton")
+    blur, x = Blur((2, 1)).cuda(), random_maps(2, 64, 33, 32).cuda().float()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = blur(x.contiguous(memory_format=torch.channels_last))
+    names = {event.key for event in profile.key_averages()}
+    assert "metagpen::fir" in names
+    torch.testing.assert_close(found, blur.reference(x), rtol=1e-4, atol=1e-5)
+
+
 def test_skip_upsampling():
     up = Upsample().double()
     x = random_maps(2, 3, 5, 4)

@@ -21,7 +21,6 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from metagpen import identities
 from metagpen.adaptation.loop import AdaptConfig, album
 from metagpen.atomic import whole_file
 from metagpen.config import Config, Device
@@ -29,7 +28,7 @@ from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
 from metagpen.evaluate.methods import SCHEDULES, Rivals
-from metagpen.evaluate.protocol import IN_LOSSES, assert_disjoint, say_who_is_in_losses, trained_people
+from metagpen.evaluate.protocol import IN_LOSSES, assert_disjoint, people_of_split, say_who_is_in_losses
 from metagpen.evaluate.records import append_line, whole_lines
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, draws_of, load_support, load_task
 from metagpen.identities import People
@@ -410,7 +409,8 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
     config.check()
     model = metagpen.load(config.model, device=config.device)
     others = {key: metagpen.load(path, device=config.device) for key, path in config.meta_models.items()}
-    people, trained = load_people(config)
+    people, trained = people_of_split(config, config.layout, strict=False)
+    people = people.select(list(people)[: config.max_people])
     scorers = {label: recognise.load(name) for label, name in config.recognisers.items()}
     lpips = load_lpips(path=config.lpips_backbone)
     settings = CurveSettings(**config.model_dump(include=set(CurveSettings.model_fields)))
@@ -447,20 +447,6 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
 
 
 # --- who is measured -----------------------------------------------------------------------------
-
-
-def load_people(config: CurveConfig) -> tuple[People, People | None]:
-    """The people of the config's split, at most `max_people`, and those of the training, if it is told of any."""
-    people = identities.load_people(config.data, layout=config.layout)
-    trained = identities.load_people(*config.trained_on, layout=config.layout) if config.trained_on else None
-    if config.split_file:
-        parts = identities.split(people, file=config.split_file, strict=False)
-        if config.split not in parts:
-            raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
-        people = parts[config.split]
-        if trained is not None:
-            trained = trained_people(trained, config.split_file, config.trained_parts)
-    return people.select(list(people)[: config.max_people]), trained
 
 
 def own_photos_apart(people: People, person: str, shots: int, size: int, seed: int, settings: CurveSettings) -> None:

@@ -268,17 +268,19 @@ def reference_average(lesson: Lesson) -> Learner:
 @method("adapt", follows_rule=True)
 @method("no-rule", rule=False)
 @method("wrong-person", photos="wrong", follows_rule=True)
+@method("adapt-float32", follows_rule=True, bf16=False)
 @method("strength-25", follows_rule=True, strength=0.25)
 @method("strength-50", follows_rule=True, strength=0.5)
 @method("strength-75", follows_rule=True, strength=0.75)
-def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0) -> Learner:
+def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool = True) -> Learner:
     """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength.
 
-    rule: whether the model's learned rule is followed, if it has one. At n steps of the schedule "per-run", or
-    "learned", this is what `adapt(..., steps=n)` returns, bit for bit.
+    rule: whether the model's learned rule is followed, if it has one. bf16: False for steps in float32 throughout. At
+    n steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, bit for bit.
     """
     model = lesson.model
-    config = lesson.config.model_copy(update={"rule": rule and model.rule is not None}).for_model(model)
+    wanted = {"rule": rule and model.rule is not None, "bf16": bf16 and lesson.config.bf16}
+    config = lesson.config.model_copy(update=wanted).for_model(model)
     guess = None
     if config.start and model.start is not None:
         guess = start_guess(model, [lesson.album], mean_identities([lesson.album], lesson.recogniser))

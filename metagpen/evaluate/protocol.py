@@ -109,22 +109,29 @@ def load_people(config: EvaluateConfig, size: int) -> People:
     size: of the model; a query must have been as large (see `tasks.draw`). Raises DataError for people or photos that
     the training saw, if the config says whom it saw.
     """
-    people = People.from_folder(config.data)
-    if config.split_file:
-        parts = identities.split(people, file=config.split_file)
-        if config.split not in parts:
-            raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
-        people = parts[config.split]
-    if config.trained_on:
-        trained = identities.load_people(*config.trained_on)
-        if config.split_file:
-            trained = trained_people(trained, config.split_file, config.trained_parts)
+    people, trained = people_of_split(config)
+    if trained is not None:
         assert_disjoint(people, trained)
     enough = tasks.measurable(people, max(config.shots), size, [config.seed], config.max_queries)
     if not enough:
         raise ConfigError(f"{config.data}: nobody has the {max(config.shots) + 2} photos that are needed, two of them "
                           f"of at least {size} px")
     return enough.select(list(enough)[: config.max_people])
+
+
+def people_of_split(config: Any, layout: str = "folder", strict: bool = True) -> tuple[People, People | None]:
+    """The people of the split that a configuration of `metagpen evaluate` or `metagpen curve` names, and those whom the
+    training saw, if it says whom. strict: see `identities.split`."""
+    people = identities.load_people(config.data, layout=layout)
+    trained = identities.load_people(*config.trained_on, layout=layout) if config.trained_on else None
+    if config.split_file:
+        parts = identities.split(people, file=config.split_file, strict=strict)
+        if config.split not in parts:
+            raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
+        people = parts[config.split]
+        if trained is not None:
+            trained = trained_people(trained, config.split_file, config.trained_parts)
+    return people, trained
 
 
 def trained_people(people: People, split_file: str, trained_parts: Iterable[str]) -> People:

@@ -220,6 +220,7 @@ LABELS = {
     "full": "every weight",
     "pivotal": "pivotal tuning",
     "null-space": "adapt in the null space",
+    "adapt-float32": "adapt, its steps in float32",
     "strength-25": "adapt at strength 0.25",
     "strength-50": "adapt at strength 0.5",
     "strength-75": "adapt at strength 0.75",
