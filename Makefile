@@ -39,7 +39,8 @@ endif
 CURVES ?= curve_rates curve_128 curve_strength curve_london curve_lfw curve_precision curve_128_long
 bench-evidence: $(VENV)/.installed
 	for curve in $(CURVES); do \
-		$(BIN)/metagpen curve -c configs/$$curve.yml -s output=benchmarks/results/$$curve.jsonl.gz || exit 1; done
+		$(BIN)/metagpen curve -c configs/$$curve.yml -s output=benchmarks/results/$$curve.jsonl.gz || exit 1; \
+		rm -f benchmarks/results/$$curve+*.jsonl.gz; done
 	$(BIN)/python benchmarks/evidence.py
 
 # The reference of the command line, written from its own help texts, and all pages as a site: site/index.html.
@@ -61,7 +62,7 @@ setup-lpips: $(VENV)/.installed
 
 # Triton comes with torch for CUDA; its interpreter runs the kernels' tests where there is no GPU.
 setup-triton: $(VENV)/.installed
-	$(PIP) --no-deps triton==3.9.0
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) --no-deps triton==3.9.0
 
 # The other engine of adapt-many, and its tests.
 setup-ray: $(VENV)/.installed-ray

@@ -47,7 +47,6 @@ Judge = Callable[[Sequence[Row], Sequence[Row], str], tuple[str, str]]  # rows, 
 OURS, ONE, FINETUNE = ("adapt", 5, 32), ("adapt", 1, 32), ("finetune", 5, 2000)
 TUNED = ("finetune@n-x4", 5, 32)  # fine-tuning at its best rate, after as many steps as ours
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
-BASELINES = (report.BASELINE, report.CEILING)  # in every run
 REACHED, UNDECIDED, MISSED = "reached", "undecided", "**missed**"
 NOT_YET = "Not measured yet."
 SHOWN, PICTURED = 32, 5
@@ -319,18 +318,22 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
 
 
 def read_run(name: str) -> list[Row]:
-    """All rows of a run, those of methods that were added later among them. Raises DataError where what was measured
-    twice differs: then the two were not measured on the same photos by the same model."""
+    """All rows of a run, those of methods that were added later among them. Raises DataError where nothing was measured
+    twice, or differs: then nobody knows whether it was on the same photos by the same model."""
     rows = curve_report.read_rows(RESULTS / f"{name}.jsonl.gz")
     values = {place(row): row["value"] for row in rows}
     for path in sorted(RESULTS.glob(f"{name}+*.jsonl.gz")):
-        for row in curve_report.read_rows(path):
-            known = values.setdefault(place(row), row["value"])
-            if known != row["value"]:
-                raise DataError(f"{path}: {place(row)} is {row['value']} here and {known} in {name}.jsonl.gz; measure "
-                                "that one anew, too")
-            if row["method"] not in BASELINES:
-                rows.append(row)
+        added = curve_report.read_rows(path)
+        twice = [row for row in added if place(row) in values]
+        if not twice:
+            raise DataError(f"{path}: has nothing in common with {name}.jsonl.gz; measure the generic model there, too")
+        for row in twice:
+            if row["value"] != values[place(row)]:
+                raise DataError(f"{path}: {place(row)} is {row['value']} here and {values[place(row)]} in "
+                                f"{name}.jsonl.gz; measure that one anew, too")
+        new = [row for row in added if place(row) not in values]
+        values |= {place(row): row["value"] for row in new}
+        rows += new
     return rows
 
 

@@ -5,8 +5,8 @@ rows): `metagpen.person.personal_forward` on channels_last maps, and `published_
 person with an adapter of the default shape. *forward*: restoring without gradients. *step*: forward, L1 and
 gradient L1, gradients for the person's parameters (the prior being frozen), Adam. *whole step*: fresh degradations,
 all losses of the default configuration with the embedded recogniser, gradients, Adam. On a GPU also *recorded step*:
-both ways' step recorded as a CUDA graph and played again, as `adapt` does there, and the whole step is recorded too,
-its photos damaged ahead by processes.
+both ways' step recorded as a CUDA graph and played again, as `adapt` does there; the whole step is recorded, too. Its
+photos are damaged ahead by processes, not in its time: `many_people.py` measures all of it.
 
 The floor of a step: its multiply-adds (counted by torch.utils.flop_counter in our own way of computing) at the rate
 that one large convolution reaches in the same run, plus what all other operations, the blurs among them, read and
@@ -282,7 +282,7 @@ def floor_table(rows: Sequence[measure.Row]) -> str:
 
 
 def targets_table(rows: Sequence[measure.Row], device: str) -> str:
-    aims = {"cpu": [(256, "float32", 4), (256, "bfloat16", 6)], "cuda": [(512, "bfloat16", 4)]}
+    aims = {"cpu": [(256, "float32", 4), (256, "bfloat16", 6)], "cuda": [(512, "float32", 4), (512, "bfloat16", 4)]}
     lines = []
     for size, precision, aim in aims[device]:
         ratio = speed_up(rows, size, as_taken(device), precision)
@@ -310,7 +310,7 @@ def main(given: Sequence[str] | None = None) -> list[measure.Row]:
     sizes = [s for s in SIZES[device.type] if not arguments.sizes or s.size in arguments.sizes]
     arguments.dry |= bool(arguments.sizes)
     rows = measured(QUICK if arguments.quick else sizes, device, arguments.quick, arguments.rounds)
-    measure.publish("inner_step", arguments, rows, measure.facts(device, seed=SEED), page)
+    measure.publish("inner_step", arguments, rows, measure.facts(device, arguments, seed=SEED), page)
     return rows
 
 

@@ -104,12 +104,12 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def facts(device: torch.device, **settings: Any) -> Row:
-    """Who measured, where, and on what."""
+def facts(device: torch.device, arguments: argparse.Namespace, **settings: Any) -> Row:
+    """Who measured, where, on what, and with which arguments."""
     found = report.machine()
     if device.type != "cuda":
         found["accelerator"] = None  # one may be there, but these figures owe it nothing
-    return {"commit": report.commit(), "machine": found, "settings": settings}
+    return {"commit": report.commit(), "machine": found, "settings": {**settings, "arguments": vars(arguments)}}
 
 
 def publish(name: str, arguments: argparse.Namespace, rows: Sequence[Row], about: Row,

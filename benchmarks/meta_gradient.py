@@ -251,7 +251,7 @@ def main(given: Sequence[str] | None = None) -> list[measure.Row]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)  # for what is said about the machine
     measure.publish("meta_gradient", arguments, rows,
-                    measure.facts(device, seed=SEED, people=PEOPLE, photos=PHOTOS), page)
+                    measure.facts(device, arguments, seed=SEED, people=PEOPLE, photos=PHOTOS), page)
     return rows
 
 

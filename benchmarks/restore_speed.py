@@ -75,7 +75,7 @@ def main(given: Sequence[str] | None = None) -> list[measure.Row]:
     arguments = measure.parser(__doc__).parse_args(given)
     device = measure.begin(arguments)
     rows = measured(QUICK if arguments.quick else CASES[device.type], device, arguments.rounds)
-    measure.publish("restore_speed", arguments, rows, measure.facts(device, seed=SEED), page)
+    measure.publish("restore_speed", arguments, rows, measure.facts(device, arguments, seed=SEED), page)
     return rows
 
 

@@ -154,7 +154,7 @@ def test_script_from_measuring_to_the_page(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     arguments = measure.parser("A test.").parse_args([])
-    measure.publish(name, arguments, rows, measure.facts(torch.device("cpu"), seed=0), module.page)
+    measure.publish(name, arguments, rows, measure.facts(torch.device("cpu"), arguments, seed=0), module.page)
     written = json.loads((tmp_path / f"{name}.json").read_text())["cpu"]
     assert written["commit"] and written["machine"]["threads"] == torch.get_num_threads()
     assert len(written["rows"]) == len(rows) and all(row["device"] == "cpu" for row in written["rows"])

@@ -160,6 +160,14 @@ def test_rivals_lower_the_loss_on_their_photos(lesson, name):
     assert error[1] < error[0]
 
 
+def test_steps_in_float32_are_in_float32_only_there(lesson):
+    """Where the configuration says bfloat16, as `adapt` does by default."""
+    wanted = methods.Lesson(lesson.model, lesson.album, FAST.model_copy(update={"bf16": True}), RIVALS,
+                            lesson.recogniser)
+    precisions = {name: methods.METHODS[name].build(wanted).loss.config.bf16 for name in ("adapt", "adapt-float32")}
+    assert precisions == {"adapt": True, "adapt-float32": False}
+
+
 def test_adapt_is_what_adapt_returns(lesson):
     photos = list(lesson.album.crops)
     for steps, image in zip((0, 3), restored(lesson, "adapt", [0, 3], "per-run")):

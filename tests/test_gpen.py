@@ -255,14 +255,14 @@ def on_fir():
     return fir, "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.parametrize("pad", [(1, 1), (2, 1)])
-def test_the_triton_blur_is_the_plain_one(on_fir, pad):
-    """More rows than a program has, a kernel without symmetries; gradients, and their gradients too."""
+@pytest.mark.parametrize(("pad", "batch", "channels"), [((1, 1), 1, 3), ((2, 2), 2, 2), ((2, 1), 1, 70)])
+def test_the_triton_blur_is_the_plain_one(on_fir, pad, batch, channels):
+    """More rows and channels than a program has, a kernel without symmetries; gradients, and their gradients too."""
     fir, device = on_fir
     blur = Blur(pad).double().to(device)
     blur.kernel = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).double().to(device)
-    x = random_maps(1, 3, 18, 5).to(device).detach().requires_grad_()
-    weight = random_maps(1, 3, 18, 5).to(device)
+    x = random_maps(batch, channels, 18, 3).to(device).detach().requires_grad_()
+    weight = random_maps(batch, channels, 18, 3).to(device)
     both = []
     for way in (lambda maps: fir(maps, blur.kernel.flip(0, 1), *pad), blur.reference):
         y = way(x)
@@ -273,14 +273,17 @@ def test_the_triton_blur_is_the_plain_one(on_fir, pad):
     assert both[0][0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_triton_blur_in_a_batch_of_batches_and_in_other_types(on_fir):
+def test_the_triton_blur_under_torch_func_and_in_bfloat16(on_fir):
     fir, device = on_fir
-    blur = Blur((1, 1)).to(device)
-    x = random_maps(2, 1, 2, 5, 4).to(device, torch.float32)
-    together = torch.func.vmap(lambda maps: fir(maps, blur.kernel, 1, 1))(x)
-    assert torch.equal(together, torch.stack([fir(maps, blur.kernel, 1, 1) for maps in x]))
-    half = fir(x[0].bfloat16(), blur.kernel, 1, 1)
-    assert half.dtype == torch.bfloat16 and (half.float() - together[0]).abs().max() < 0.02
+    blur = Blur((1, 1)).double().to(device)
+    x = random_maps(2, 1, 2, 5, 4).to(device).detach()
+
+    def loss(way):
+        return torch.func.vmap(torch.func.grad(lambda maps: way(maps).square().sum()))
+
+    assert_same(loss(lambda maps: fir(maps, blur.kernel, 1, 1))(x), loss(blur.reference)(x), 1e-12)
+    half = fir(x[0].bfloat16(), blur.kernel.float(), 1, 1)
+    assert half.dtype == torch.bfloat16 and (half.double() - blur.reference(x[0])).abs().max() < 0.02
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

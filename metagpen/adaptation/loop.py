@@ -379,17 +379,18 @@ def supports(albums: Sequence[Album], config: AdaptConfig, device: torch.device,
     if workers is None:
         workers = helpers(device)
     parts = max(1, min(len(albums), workers))
-    stride = max(1, min(workers // parts, config.steps // STEPS_WORTH_A_PROCESS))
     bounds = [len(albums) * k // parts for k in range(parts + 1)]
+    most = max(1, config.steps // STEPS_WORTH_A_PROCESS)
+    strides = [max(1, min(workers // parts + (k < workers % parts), most)) for k in range(parts)]
     some: list[list[Iterable[tuple[Tensor, Tensor, Tensor]]]] = [
-        [Drawn(albums[a:b], config, first, stride) for first in range(stride)]
-        for a, b in zip(bounds, bounds[1:], strict=False)]
+        [Drawn(albums[bounds[k]:bounds[k + 1]], config, first, stride) for first in range(stride)]
+        for k, stride in enumerate(strides)]
     if workers:
         some = [[DataLoader(one, batch_size=None, num_workers=1, multiprocessing_context="fork",
                             generator=torch.Generator()) for one in own] for own in some]  # the caller's stays as it is
     running = [[iter(one) for one in own] for own in some]
     for step in range(config.steps):
-        drawn = [next(own[step % stride]) for own in running]
+        drawn = [next(own[step % len(own)]) for own in running]
         yield placed([joined(values, device) for values in zip(*drawn, strict=True)], device, recogniser)
 
 

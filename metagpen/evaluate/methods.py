@@ -276,7 +276,7 @@ def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool
     """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength.
 
     rule: whether the model's learned rule is followed, if it has one. bf16: False for steps in float32 throughout. At
-    n steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, bit for bit.
+    n steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.
     """
     model = lesson.model
     wanted = {"rule": rule and model.rule is not None, "bf16": bf16 and lesson.config.bf16}

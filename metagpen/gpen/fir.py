@@ -7,6 +7,8 @@ every output is written once. `Blur.forward` uses it where Triton is at hand; it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -58,10 +60,8 @@ def _filter(x, kernel, y, channels, height, width, out_height, out_width, before
 
 
 @torch.library.custom_op("metagpen::fir", mutates_args=())
-def fir(x: Tensor, kernel: Tensor, before: int, after: int) -> Tensor:
-    """Every channel of x [B, C, H, W] correlated with kernel [4, 4], `before` and `after` zeros around it on both axes:
-    [B, C, H + before + after - 3, W + before + after - 3], channels_last, in x's dtype; sums in float32, or float64
-    where x is."""
+def filtered(x: Tensor, kernel: Tensor, before: int, after: int) -> Tensor:
+    """`fir`, without gradients."""
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     out_height, out_width = (side + before + after - 3 for side in (height, width))
@@ -72,31 +72,44 @@ def fir(x: Tensor, kernel: Tensor, before: int, after: int) -> Tensor:
     grid = (batch * row_tiles, triton.cdiv(out_width, COLUMNS), triton.cdiv(channels, block))
     exact = x.dtype == torch.float64
     kernel = kernel.to(torch.float64 if exact else torch.float32).contiguous()
-    _filter[grid](x, kernel, y, channels, height, width, out_height, out_width, before, row_tiles,
-                  ROWS=ROWS, COLUMNS=COLUMNS, CHANNELS=block, EXACT=exact)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        _filter[grid](x, kernel, y, channels, height, width, out_height, out_width, before, row_tiles,
+                      ROWS=ROWS, COLUMNS=COLUMNS, CHANNELS=block, EXACT=exact)
     return y
 
 
-@fir.register_fake
+@filtered.register_fake
 def _(x: Tensor, kernel: Tensor, before: int, after: int) -> Tensor:
     shape = *x.shape[:2], *(side + before + after - 3 for side in x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _save(ctx, inputs, output) -> None:
-    _, kernel, ctx.before, ctx.after = inputs
-    ctx.save_for_backward(kernel)
+class Fir(torch.autograd.Function):
+    """The filter and its gradient, which is a filter too; also under `torch.func`, with one kernel for all."""
+
+    @staticmethod
+    def forward(x: Tensor, kernel: Tensor, before: int, after: int) -> Tensor:
+        return filtered(x, kernel, before, after)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
+        _, kernel, ctx.before, ctx.after = inputs
+        ctx.save_for_backward(kernel)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        kernel, = ctx.saved_tensors
+        return Fir.apply(gradient, kernel.flip(0, 1), 3 - ctx.before, 3 - ctx.after), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int, None, None, None], x: Tensor, kernel: Tensor, before: int,
+             after: int) -> tuple[Tensor, int]:
+        x = x.movedim(dims[0], 0)
+        return Fir.apply(x.flatten(0, 1), kernel, before, after).unflatten(0, x.shape[:2]), 0
 
 
-def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    kernel, = ctx.saved_tensors
-    return fir(gradient, kernel.flip(0, 1), 3 - ctx.before, 3 - ctx.after), None, None, None
-
-
-fir.register_autograd(_backward, setup_context=_save)
-
-
-@fir.register_vmap
-def _(info, dims, x: Tensor, kernel: Tensor, before: int, after: int) -> tuple[Tensor, int]:
-    x = x.movedim(dims[0], 0)
-    return fir(x.flatten(0, 1), kernel, before, after).unflatten(0, x.shape[:2]), 0
+def fir(x: Tensor, kernel: Tensor, before: int, after: int) -> Tensor:
+    """Every channel of x [B, C, H, W] correlated with kernel [4, 4], `before` and `after` zeros around it on both axes:
+    [B, C, H + before + after - 3, W + before + after - 3], channels_last, in x's dtype; sums in float32, or float64
+    where x is. Differentiable in x, any number of times."""
+    return Fir.apply(x, kernel, before, after)

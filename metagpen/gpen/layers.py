@@ -6,6 +6,7 @@ hold each pair together in float64, and `benchmarks/inner_step.py` says what it 
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -101,7 +102,7 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         before, after = self.pad
-        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last) and (fir := triton_fir()) is not None:
+        if x.is_cuda and (fir := triton_fir(x.device)) is not None:
             return fir(x, self.kernel.flip(0, 1), before, after)
         kernel = self.kernel.flip(0, 1).to(x.dtype).expand(channels, 1, *self.kernel.shape)
         if before == after:  # the convolution can pad by itself
@@ -116,11 +117,18 @@ class Blur(nn.Module):
 
 
 @cache
-def triton_fir() -> Callable[..., Tensor] | None:
-    """`fir.fir` where Triton is installed, as it is beside torch for CUDA on Linux."""
+def triton_fir(device: torch.device) -> Callable[..., Tensor] | None:
+    """`fir.fir` where Triton is installed, as it is beside torch for CUDA on Linux, and can compile for this GPU; it
+    wants a C compiler."""
     try:
         from .fir import fir
     except ImportError:
+        return None
+    try:
+        fir(torch.zeros(1, 1, 4, 4, device=device), torch.zeros(4, 4, device=device), 1, 1)
+    except Exception as error:
+        warnings.warn(f"blurs run without Triton, which is slower: it cannot compile a kernel here ({error})",
+                      stacklevel=2)
         return None
     return fir
 

@@ -99,6 +99,7 @@ class InnerConfig(AdaptConfig):
     """As in `adapt`, for a rule of fewer steps."""
 
     steps: int = Field(8, gt=0)
+    cuda_graphs: bool | None = Field(None, exclude=True, description="of no effect: meta-training records nothing")
 
 
 class MetaConfig(Config):
