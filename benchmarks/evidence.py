@@ -400,7 +400,7 @@ def write_picture(previews: Path) -> None:
 
 
 def people_done(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the people who were measured at every point: the long run ends when the time is over."""
+    """Rows of the people who were measured at every point: the long run may have been ended before its time."""
     kept = {record.person for record in curve_report.complete(curve_report.records_of(rows))}
     return [row for row in rows if row["identity"] in kept]
 

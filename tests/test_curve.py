@@ -443,13 +443,13 @@ def test_every_part_of_the_split_that_training_saw_counts(people, tmp_path):
         return CurveConfig.from_dict(dict(data=str(folder), trained_on=[str(folder)], split_file=str(file),
                                           **({"trained_parts": list(parts)} if parts else {})))
 
-    measured, trained = curve.load_people(config())
+    measured, trained = people_of_split(config())
     assert (list(measured), list(trained)) == (["a"], ["b"])
-    assert list(curve.load_people(config("train", "kept"))[1]) == ["b", "c"]
+    assert list(people_of_split(config("train", "kept"))[1]) == ["b", "c"]
     with pytest.raises(DataError, match="'smooth/a' .of 1. is measured and was in training"):
-        assert_disjoint(*curve.load_people(config("train", "val")))
+        assert_disjoint(*people_of_split(config("train", "val")))
     with pytest.raises(ConfigError, match="split.csv: trained_on has nobody in its split 'keep'"):
-        curve.load_people(config("keep"))
+        people_of_split(config("keep"))
 
 
 def test_a_query_is_no_support_photo(tmp_path):
