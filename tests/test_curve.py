@@ -28,7 +28,7 @@ from metagpen.adaptation import AdaptConfig, adapt
 from metagpen.adaptation.loop import DECIDED_BY_RULE, album
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import curve, curve_report, methods, metrics, protocol, report, tasks
-from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, shots_curve
+from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, people_of_split, shots_curve
 from metagpen.evaluate.engine import named_degradations
 from metagpen.gpen import GPEN
 from metagpen.identities import People
