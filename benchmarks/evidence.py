@@ -321,26 +321,22 @@ def read_run(name: str) -> list[Row]:
     """All rows of a run, those of methods that were added later among them. Raises DataError where nothing was measured
     twice, or differs: then nobody knows whether it was on the same photos by the same model."""
     rows = curve_report.read_rows(RESULTS / f"{name}.jsonl.gz")
-    values = {place(row): row["value"] for row in rows}
+    key_of = curve_report.key_of
+    values = {key_of(row): row["value"] for row in rows}
     for path in sorted(RESULTS.glob(f"{name}+*.jsonl.gz")):
         added = curve_report.read_rows(path)
-        twice = [row for row in added if place(row) in values]
+        twice = [row for row in added if key_of(row) in values]
         if not twice:
             raise DataError(f"{path}: has nothing in common with {name}.jsonl.gz; measure the generic model there, too")
         for row in twice:
-            if row["value"] != values[place(row)]:
-                raise DataError(f"{path}: {place(row)} is {row['value']} here and {values[place(row)]} in "
-                                f"{name}.jsonl.gz; measure that one anew, too")
-        new = [row for row in added if place(row) not in values]
-        values |= {place(row): row["value"] for row in new}
+            known = values[key_of(row)]
+            if row["value"] != known:
+                raise DataError(f"{path}: {key_of(row)} is {row['value']} here and {known} in {name}.jsonl.gz; measure "
+                                "that one anew, too")
+        new = [row for row in added if key_of(row) not in values]
+        values |= {key_of(row): row["value"] for row in new}
         rows += new
     return rows
-
-
-def place(row: Row) -> tuple[Any, ...]:
-    """What a row's value is of."""
-    return tuple(row[key] for key in ("identity", "degradation", "method", "shots", "steps", "seed", "metric",
-                                      "recogniser"))
 
 
 def of_curve(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:

@@ -97,13 +97,18 @@ def read_rows(path: str | Path) -> list[Row]:
         raise DataError(f"{path}: holds no rows; let metagpen curve finish at least one unit")
     seen: set[tuple] = set()
     for row in rows:
-        key = tuple(row[name] for name in ("dataset", *POINT, "metric", "recogniser", "identity", "seed"))
+        key = key_of(row)
         if key in seen:
             raise DataError(f"{path}: two rows for {', '.join(map(str, key))}; runs must not be mixed")
         seen.add(key)
     if not recognisers_of(rows):
         raise DataError(f"{path}: holds no row of a recogniser, and identity leads the tables; measure with one")
     return rows
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What a row's value is of."""
+    return tuple(row[name] for name in ("dataset", *POINT, "metric", "recogniser", "identity", "seed"))
 
 
 POINT = ("degradation", "method", "shots", "steps")
