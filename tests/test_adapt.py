@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import metagpen
 from metagpen.adaptation import AdaptConfig, adapt, adapt_many, album, loop
@@ -102,9 +104,28 @@ def test_sgd_learns_too(tiny_model, tiny_recogniser):
     assert not equal(*(adapt(tiny_model, faces(2), steps=s, config=config, recogniser=tiny_recogniser) for s in (0, 2)))
 
 
-def test_two_hundred_photos(tiny_model, tiny_recogniser):
-    person = adapt(tiny_model, faces(200), steps=1, config=FAST, recogniser=tiny_recogniser)
-    assert person.metadata["shots"] == 200
+def test_two_hundred_photos_are_looked_at_in_parts(tiny_model, tiny_recogniser):
+    """Beside their crops, nothing computed of them is larger than what 32 photos need."""
+    class Sizes(TorchDispatchMode):
+        """The numbers in the largest tensor that any operation returned, album-wide crops apart."""
+
+        largest = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            out = operation(*args, **(kwargs or {}))
+            self.largest = max([self.largest, *(leaf.numel() for leaf in tree_leaves(out)
+                                                if torch.is_tensor(leaf) and leaf.shape != self.crops)])
+            return out
+
+    def needed(count):
+        photos = faces(count)
+        with Sizes() as sizes:
+            sizes.crops = (count, 3, tiny_model.size, tiny_model.size)
+            person = adapt(tiny_model, photos, steps=2, config=FAST, recogniser=tiny_recogniser)
+        assert person.metadata["shots"] == count
+        return sizes.largest
+
+    assert needed(200) == needed(32)
 
 
 def test_no_photo_and_a_bare_path_are_errors(tiny_model, tiny_recogniser, tmp_path):
