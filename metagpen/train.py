@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet
 from .faces import to_pil
 from .gpen import GPEN
-from .gpen.discriminator import Discriminator
+from .gpen.discriminator import Discriminator, FaceRegionDiscriminator
 from .gpen.growth import grow
 from .graphs import Captured, make_capturable, set_rate
 from .identities import PackedPhotos, load_crops, pack, split
@@ -81,6 +81,7 @@ class LossWeights(Config):
     feature_matching: float = 0.0
     lpips: float = Field(0.0, description="LPIPS over VGG-16, whose weights must be installed")
     projected: float = Field(0.0, description="adversarial too, its critic looking through a frozen network")
+    regions: float = Field(0.0, description="adversarial too, its critics looking at eyes, nose and mouth alone")
 
 
 class Stage(Config):
@@ -106,6 +107,12 @@ class Stage(Config):
     train_trunk: bool = True
     recogniser_share: float = Field(1.0, gt=0, le=1, description="of each batch: what the recogniser looks at, which "
                                                                  "costs more than the network itself")
+
+    @model_validator(mode="after")
+    def _regions_large_enough(self) -> Stage:
+        if self.loss.regions and self.size < 32:
+            raise ValueError(f"loss.regions: a stage of {self.size} px is too small to judge eyes by; take 32 or more")
+        return self
 
 
 class TrainConfig(Config):
@@ -180,16 +187,17 @@ class Batch:
 
 
 class Placed(NamedTuple):
-    """A batch where it is needed; `where` the recogniser of the losses looks, in place of the landmarks."""
+    """A batch where it is needed; `where` the recogniser of the losses looks."""
 
     truth: Tensor
     poor: Tensor
+    landmarks: Tensor
     where: View
     identity: Tensor
     known: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.truth, self.poor, self.where.grid, self.identity, self.known
+        return self.truth, self.poor, self.landmarks, self.where.grid, self.identity, self.known
 
 
 class Seen(NamedTuple):
@@ -199,6 +207,13 @@ class Seen(NamedTuple):
     truth: Tensor
     maps: list[Tensor]
     true_maps: list[Tensor]
+
+
+class Critic(NamedTuple):
+    """A network that judges restored faces, and what teaches it."""
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
 
 
 class Batches:
@@ -351,31 +366,38 @@ class Trainer:
                   {"params": [p for p in self.trained if id(p) in mapping], "factor": self.config.mapping_rate}]
         self.optimiser = torch.optim.Adam([group for group in groups if group["params"]], lr=self.stage.lr,
                                           betas=(self.stage.beta1, 0.99))
-        self.critic = self.critic_optimiser = None
-        if self.stage.loss.adversarial or self.stage.loss.feature_matching:
-            self.critic = Discriminator(self.stage.size, self.config.channel_multiplier,
-                                        self.config.critic_narrow).to(self.device)
-            self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), lr=self.stage.lr_d,
-                                                     betas=(self.stage.beta1, 0.99))
         looks_through_vgg = self.stage.loss.projected and self.stage.critic_sees == "vgg"
         wants_vgg = self.stage.loss.lpips or looks_through_vgg
         self.vgg = VGGLoss(self.config.compile).to(self.device) if wants_vgg else None
         if self.vgg is not None:
             self.vgg.trunk = self._frozen(self.vgg.trunk)
-        self.projected = self.projected_optimiser = None
-        if self.stage.loss.projected:
-            self.projected = ProjectedCritic(self._depths()).to(self.device)
-            self.projected_optimiser = torch.optim.Adam(self.projected.parameters(), lr=self.stage.lr_d,
-                                                        betas=(0.5, 0.99))
+        self.critics = self._critics()
         self._prepare_update()
+
+    def _critics(self) -> dict[str, Critic]:
+        """Those that the stage asks for, by name: each has a step of its own."""
+        loss, shape, found = self.stage.loss, (self.config.channel_multiplier, self.config.critic_narrow), {}
+        if loss.adversarial or loss.feature_matching:
+            found["critic"] = Discriminator(self.stage.size, *shape)
+        if loss.projected:
+            found["projected"] = ProjectedCritic(self._depths())
+        if loss.regions:
+            found["regions"] = FaceRegionDiscriminator(self.stage.size, *shape)
+
+        def taught(name: str, network: nn.Module) -> Critic:
+            beta1 = 0.5 if name == "projected" else self.stage.beta1
+            network = network.to(self.device)
+            return Critic(network, torch.optim.Adam(network.parameters(), lr=self.stage.lr_d, betas=(beta1, 0.99)))
+
+        return {name: taught(name, network) for name, network in found.items()}
 
     def _prepare_update(self) -> None:
         """`update`, recorded where that is wanted: with the optimisers as they are now."""
-        # the critic's penalty now and then is work that changes
-        self.records = self.config.cuda_graphs and self.device.type == "cuda" and self.critic is None
-        for optimiser in (self.optimiser, self.projected_optimiser):
-            if optimiser is not None:
-                make_capturable(optimiser, self.device, self.records)
+        # a penalty now and then, which the others have, is work that changes
+        steady = not self.critics.keys() - {"projected"}
+        self.records = self.config.cuda_graphs and self.device.type == "cuda" and steady
+        for optimiser in (self.optimiser, *(critic.optimiser for critic in self.critics.values())):
+            make_capturable(optimiser, self.device, self.records)
         self.run_update = Captured(self.update) if self.records else self.update
 
     def _frozen(self, network: nn.Module) -> nn.Module:
@@ -394,15 +416,13 @@ class Trainer:
             return [m.shape[1] for m in self.recogniser_loss.recogniser.perceive(grey)[0]]
 
     def next_stage(self) -> None:
-        """Continue from the averaged weights: grow if the next stage is larger, keep the critic where it fits."""
+        """Continue from the averaged weights: grow if the next stage is larger, keep critics where they fit."""
         self.stage_index, self.stage_start = self.stage_index + 1, self.step
         torch.manual_seed(self.config.seed * 1_000_003 + self.stage_index)  # for new layers, resumed or not
-        critic, projected = self.critic, self.projected
+        older = self.critics
         self._install(grow_to(self.average.module, self.stage.size))
-        if critic is not None and self.critic is not None:
-            inherit(self.critic, critic)
-        if projected is not None and self.projected is not None:
-            self.projected.load_state_dict(projected.state_dict())
+        for name in self.critics.keys() & older.keys():
+            inherit(self.critics[name].network, older[name].network)
 
     # -- one step ---------------------------------------------------------------------------------------------
 
@@ -427,11 +447,11 @@ class Trainer:
                 terms |= self._recogniser_terms(restored, batch)
             if self.vgg is not None:
                 terms |= self._vgg_terms(restored, batch.truth)
-            if self.projected is not None:
-                logits = self.projected.requires_grad_(False)(self.seen.restored, self.seen.maps)
-                terms["projected"] = weight.projected * torch.stack([generator_loss(x.float()) for x in logits]).mean()
-                self.projected.requires_grad_(True)
-            if self.critic is not None:
+            if "projected" in self.critics:
+                terms["projected"] = weight.projected * self._projected_term()
+            if "regions" in self.critics:
+                terms["regions"] = weight.regions * self._regions_term(restored, batch.landmarks)
+            if "critic" in self.critics:
                 terms |= self._adversarial_terms(restored, batch.truth)
         return terms
 
@@ -451,38 +471,69 @@ class Trainer:
             self.seen = Seen(luma(restored), luma(truth), looked.maps[JUDGED], looked.true_maps[JUDGED])
         return {"lpips": self.stage.loss.lpips * looked.distance.mean()}
 
+    def _projected_term(self) -> Tensor:
+        with judging(self.critics["projected"].network) as critic:
+            return mean_generator_loss(critic(self.seen.restored, self.seen.maps))
+
+    def _regions_term(self, restored: Tensor, landmarks: Tensor) -> Tensor:
+        with judging(self.critics["regions"].network) as critic:
+            return mean_generator_loss(critic(restored, landmarks).values())
+
     def _adversarial_terms(self, restored: Tensor, truth: Tensor) -> dict[str, Tensor]:
         weight = self.stage.loss
-        self.critic.requires_grad_(False)
-        maps = self.critic.features(restored)
-        terms = {"adversarial": weight.adversarial * generator_loss(self.critic.head(maps[-1]).float()).mean()}
-        if weight.feature_matching:
-            with torch.no_grad():
-                real_maps = self.critic.features(truth)
-            terms["feature_matching"] = weight.feature_matching * feature_matching(maps, real_maps)
-        self.critic.requires_grad_(True)
+        with judging(self.critics["critic"].network) as critic:
+            maps = critic.features(restored)
+            terms = {"adversarial": weight.adversarial * generator_loss(critic.head(maps[-1]).float()).mean()}
+            if weight.feature_matching:
+                with torch.no_grad():
+                    real_maps = critic.features(truth)
+                terms["feature_matching"] = weight.feature_matching * feature_matching(maps, real_maps)
         return terms
 
-    def critic_step(self, restored: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    def critics_step(self, restored: Tensor, batch: Placed) -> dict[str, Tensor]:
+        """A step of every critic that the stage has: what each of them lost."""
+        lost = {}
         with devices.bf16_autocast(self.device, self.config.bf16):
-            loss = discriminator_loss(self.critic(truth).float(), self.critic(restored.detach()).float())
-        if self.step % self.stage.r1_every == 0:
-            half = max(2, len(truth) // 2)
-            loss = loss + self.stage.r1 / 2 * self.stage.r1_every * r1_penalty(self.critic, truth[:half])
-        self.critic_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.critic_optimiser.step()
-        return {"critic": loss}
+            if "critic" in self.critics:
+                lost["critic"] = {"critic": self.critic_loss(restored, batch.truth)}
+            if "projected" in self.critics:
+                lost["projected"] = self.projected_losses(self.seen)
+            if "regions" in self.critics:
+                lost["regions"] = self.regions_losses(restored, batch)
+        for name, losses in lost.items():
+            optimiser = self.critics[name].optimiser
+            optimiser.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).mean().backward()
+            optimiser.step()
+        return {name: loss for losses in lost.values() for name, loss in losses.items()}
 
-    def projected_step(self, seen: Seen) -> dict[str, Tensor]:
-        with devices.bf16_autocast(self.device, self.config.bf16):
-            real = self.projected(seen.truth, seen.true_maps)
-            fake = self.projected(seen.restored.detach(), [m.detach() for m in seen.maps])
-            losses = [discriminator_loss(a.float(), b.float()) for a, b in zip(real, fake, strict=True)]
-        self.projected_optimiser.zero_grad(set_to_none=True)
-        torch.stack(losses).mean().backward()
-        self.projected_optimiser.step()
-        return {f"critic_depth_{k}": loss for k, loss in enumerate(losses)}
+    def critic_loss(self, restored: Tensor, truth: Tensor) -> Tensor:
+        critic = self.critics["critic"].network
+        loss = discriminator_loss(critic(truth).float(), critic(restored.detach()).float())
+        return loss + self.penalty(critic, truth)
+
+    def penalty(self, critic: Callable[[Tensor], Tensor], truth: Tensor) -> Tensor | float:
+        """R1 at half of the true pictures, every `r1_every` steps with the weight of as many."""
+        if self.step % self.stage.r1_every:
+            return 0.0
+        half = max(2, len(truth) // 2)
+        return self.stage.r1 / 2 * self.stage.r1_every * r1_penalty(critic, truth[:half])
+
+    def projected_losses(self, seen: Seen) -> dict[str, Tensor]:
+        critic = self.critics["projected"].network
+        real = critic(seen.truth, seen.true_maps)
+        fake = critic(seen.restored.detach(), [m.detach() for m in seen.maps])
+        return {f"critic_depth_{k}": discriminator_loss(a.float(), b.float())
+                for k, (a, b) in enumerate(zip(real, fake, strict=True))}
+
+    def regions_losses(self, restored: Tensor, batch: Placed) -> dict[str, Tensor]:
+        """By region. R1 is taken at the crops: cutting them out has no second derivative."""
+        critic = self.critics["regions"].network
+        true_crops, crops = (critic.crops(images, batch.landmarks) for images in (batch.truth, restored.detach()))
+        real, fake = critic.judge(true_crops), critic.judge(crops)
+        return {f"critic_{name}": discriminator_loss(real[name].float(), fake[name].float())
+                + self.penalty(lambda crop, name=name: critic.judge({name: crop})[name], true_crops[name])
+                for name in real}
 
     def upcoming(self) -> Iterator[Batch]:
         """The batches from here to the stage's end."""
@@ -503,9 +554,10 @@ class Trainer:
         self.step += 1
         return logged
 
-    def update(self, truth: Tensor, poor: Tensor, grid: Tensor, identity: Tensor, known: Tensor) -> dict[str, Tensor]:
+    def update(self, truth: Tensor, poor: Tensor, landmarks: Tensor, grid: Tensor, identity: Tensor,
+               known: Tensor) -> dict[str, Tensor]:
         """A step of all optimisers on a batch's tensors: the terms, and the gradient's norm, both as they were."""
-        batch = Placed(truth, poor, View(grid, self.recogniser_loss.recogniser.spec.size), identity, known)
+        batch = Placed(truth, poor, landmarks, View(grid, self.recogniser_loss.recogniser.spec.size), identity, known)
         restored = self.forward(self.model, batch)
         terms = self.losses(restored, batch)
         self.optimiser.zero_grad(set_to_none=True)
@@ -514,10 +566,7 @@ class Trainer:
         if not self.records:  # a recording is judged afterwards
             must_be_finite(norm, self)
         self.optimiser.step()
-        if self.critic is not None:
-            terms |= self.critic_step(restored, truth)
-        if self.projected is not None:
-            terms |= self.projected_step(self.seen)
+        terms |= self.critics_step(restored, batch)
         return {name: value.detach().float() for name, value in terms.items()} | {"gradient_norm": norm.detach()}
 
     def _lr(self) -> float:
@@ -530,8 +579,9 @@ class Trainer:
             return value.to(self.device, non_blocking=True)
 
         truth = place(batch.truth)
-        return Placed(truth, place(batch.poor), self.recogniser_loss.recogniser.view(batch.landmarks, truth),
-                      place(batch.identity), place(batch.known))
+        return Placed(truth, place(batch.poor), place(batch.landmarks),
+                      self.recogniser_loss.recogniser.view(batch.landmarks, truth), place(batch.identity),
+                      place(batch.known))
 
     # -- watching ---------------------------------------------------------------------------------------------
 
@@ -563,12 +613,8 @@ class Trainer:
                  "config": self.config.model_dump_json(), "photos": self.batches.photos.digest,
                  "model": self.model.state_dict(), "average": self.average.state_dict(),
                  "optimiser": self.optimiser.state_dict()}
-        if self.critic is not None:
-            state["critic"] = self.critic.state_dict()
-            state["critic_optimiser"] = self.critic_optimiser.state_dict()
-        if self.projected is not None:
-            state["projected"] = self.projected.state_dict()
-            state["projected_optimiser"] = self.projected_optimiser.state_dict()
+        for name, critic in self.critics.items():
+            state |= {name: critic.network.state_dict(), f"{name}_optimiser": critic.optimiser.state_dict()}
         with whole_file(self.folder / "last.pt") as temporary:
             torch.save(state, temporary)
         self.average.module.save(self.folder / "ema.safetensors")
@@ -590,12 +636,9 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        if self.critic is not None and "critic" in state:
-            self.critic.load_state_dict(state["critic"])
-            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
-        if self.projected is not None and "projected" in state:
-            self.projected.load_state_dict(state["projected"])
-            self.projected_optimiser.load_state_dict(state["projected_optimiser"])
+        for name, critic in self.critics.items():
+            critic.network.load_state_dict(state[name])
+            critic.optimiser.load_state_dict(state[f"{name}_optimiser"])
         self._prepare_update()  # the device may be another one
         return True
 
@@ -687,8 +730,32 @@ def grow_to(model: MetaGPEN, size: int) -> MetaGPEN:
     return model
 
 
+@contextmanager
+def judging(critic: nn.Module) -> Iterator[nn.Module]:
+    """The critic, which does not learn meanwhile."""
+    critic.requires_grad_(False)
+    yield critic
+    critic.requires_grad_(True)
+
+
+def mean_generator_loss(logits: Iterable[Tensor]) -> Tensor:
+    """Of critics that each say something: every one counts the same."""
+    return torch.stack([generator_loss(x.float()).mean() for x in logits]).mean()
+
+
 def inherit(critic: nn.Module, older: nn.Module) -> None:
     """Copy an older, equal or smaller critic's weights into the layers that serve the same resolution."""
+    if isinstance(critic, FaceRegionDiscriminator):
+        for kind, own in critic.kinds.items():
+            inherit(own, older.kinds[kind])
+    elif isinstance(critic, Discriminator):
+        inherit_levels(critic, older)
+    else:
+        critic.load_state_dict(older.state_dict())
+
+
+def inherit_levels(critic: Discriminator, older: Discriminator) -> None:
+    """`inherit`, of GPEN's discriminator: its blocks are counted from the picture down."""
     extra = len(critic.convs) - len(older.convs)
     with torch.no_grad():
         for name, value in older.state_dict().items():

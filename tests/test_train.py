@@ -38,7 +38,7 @@ def config(tmp_path, monkeypatch, tiny_recogniser) -> train.TrainConfig:
         "save_every": 3, "sheet_every": 4, "ema": 0.9,
         "stages": [{"size": 16, "steps": 4, "batch_size": 2, "loss": LOSS},
                    {"size": 32, "steps": 3, "batch_size": 2, "r1_every": 2,
-                    "loss": LOSS | {"adversarial": 0.1, "feature_matching": 0.1, "projected": 0.1}}]})
+                    "loss": LOSS | {"adversarial": 0.1, "feature_matching": 0.1, "projected": 0.1, "regions": 0.1}}]})
 
 
 def losses(config: train.TrainConfig) -> dict[int, tuple]:
@@ -54,7 +54,8 @@ def test_two_stages_make_a_model_of_the_last_size(config):
     assert model.size == 32 and model.start.n_latent == model.gpen.config.n_latent
     series = losses(config)
     assert sorted(series) == list(range(7))
-    assert {"adversarial", "critic", "identity", "projected", "critic_depth_1"} <= dict(series[5]).keys()
+    assert {"adversarial", "critic", "identity", "projected", "critic_depth_1", "regions",
+            "critic_mouth"} <= dict(series[5]).keys()
     assert (config.output_dir / "sheet_000004.png").exists()
     assert model.card["recogniser"] == "embedded" and model.card["loss_recogniser"] == "tests"
     assert (model.card["people"], model.card["photos"]) == (3, 7)
@@ -262,12 +263,37 @@ def test_a_critic_that_looks_through_vgg_sees_the_whole_batch(config, random_vgg
         stage.loss.identity * float(halves.identity.mean().detach()), rel=1e-5)
 
 
+def test_critics_of_regions_look_at_those_alone_and_grow_along(config):
+    regions = config.stages[1].model_copy(update={"loss": train.LossWeights(regions=1.0)})
+    config = config.model_copy(update={"pack_size": 64, "stages": [regions,
+                                                                   regions.model_copy(update={"size": 64})]})
+    trainer = train.prepare(config)
+    batch = trainer.to_device(next(trainer.upcoming()))
+    restored = batch.truth.clone().requires_grad_()
+    gradient, = torch.autograd.grad(trainer.losses(restored, batch)["regions"], restored)
+    assert not gradient[:, :, :4, :].any(), "hair is none of their business"
+    x, y = batch.landmarks[0, 3:].mean(dim=0).round().int().tolist()
+    assert gradient[0, :, y - 1:y + 2, x - 1:x + 2].any(), "the mouth is"
+    before = {name: value.clone() for name, value in trainer.critics["regions"].network.state_dict().items()}
+    logged = trainer.train_step(next(trainer.upcoming()))
+    assert {"regions", "critic_left_eye", "critic_right_eye", "critic_nose", "critic_mouth"} <= logged.keys()
+    small = trainer.critics["regions"].network
+    assert all(any(not torch.equal(value, before[f"kinds.{kind}.{name}"]) for name, value in own.state_dict().items())
+               for kind, own in small.kinds.items())
+    trainer.next_stage()
+    large = trainer.critics["regions"].network
+    assert (small.resolution, large.resolution) == (8, 16)
+    for kind in small.kinds:
+        assert torch.equal(large.kinds[kind].final_conv[0].weight, small.kinds[kind].final_conv[0].weight)
+
+
 def test_impossible_configurations(config):
     with pytest.raises(ConfigError, match="did you mean 'stages.0.steps'"):
         train.TrainConfig.from_dict({"data": ["x"], "split": "y", "stages": [{"size": 16, "stepps": 3}]})
     given = config.model_dump(mode="json")
     for change, message in (({"stages": given["stages"][::-1]}, "16 px cannot follow 32 px: sizes may stay or double"),
                             ({"pack_size": 16}, "pack_size = 16: a stage of 32 px needs photos of that size"),
+                            ({"stages": [given["stages"][0] | {"loss": {"regions": 0.1}}]}, "too small to judge eyes"),
                             ({"save_every": 0}, "save_every"), ({"device": "abacus"}, "'abacus' is not available")):
         with pytest.raises(ConfigError, match=message):
             train.TrainConfig.from_dict(given | change)
