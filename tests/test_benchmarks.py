@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import sys
@@ -324,7 +325,29 @@ def test_sizes_runs_to_its_end(shared, monkeypatch, tmp_path, capsys):
     assert grown.size == 256 and grown.rule is None and grown.bases is None
 
 
-@pytest.mark.parametrize("name", ["starts", "sizes"])
+def test_without_start_runs_to_its_end(shared, monkeypatch, tmp_path, capsys):
+    """Two steps a stage on three people; one is measured; nothing is published."""
+    benchmark, photos = script("without_start"), shared / "photos" / "celeba_wild_256"
+    with open(shared / "photos" / "splits.csv", newline="") as file:
+        people = [row for row in csv.DictReader(file) if row["set"] == photos.name and row["split"] == "train"][:3]
+    (tmp_path / photos.name).mkdir()
+    for row in people:
+        (tmp_path / photos.name / row["id"]).symlink_to(photos / row["id"])
+    split = "".join(f"{photos.name},{row['id']},{part}\n" for row, part in zip(people, ("train", "train", "val")))
+    (tmp_path / "people.csv").write_text("set,id,split\n" + split)
+    settings = benchmark.measure.settings_on_shared(benchmark.CONFIG)
+    few = {"data": [tmp_path / photos.name], "split": tmp_path / "people.csv", "compile": False}
+    monkeypatch.setattr(benchmark.measure, "settings_on_shared", lambda _: settings | few)
+    monkeypatch.setattr(benchmark, "RUNS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["without_start.py", "--stages", "2", "--max-people", "1", "--max-queries", "2",
+                                      "--dry"])
+    benchmark.main()
+    assert "| 8 px, identity |" in capsys.readouterr().out
+    with_start, without = (load(tmp_path / f"{arm}_2" / "ema.safetensors").start for arm in ("with", "without"))
+    assert not torch.equal(with_start.body[0].weight, without.body[0].weight), "only one of them learned"
+
+
+@pytest.mark.parametrize("name", ["starts", "sizes", "without_start"])
 def test_page_shows_the_committed_table(name):
     benchmark, measure = script(name), script("measure")
     begin, end = measure.markers(name)
