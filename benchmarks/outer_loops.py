@@ -1,19 +1,20 @@
 """Which outer loop pays? Every loop that ships, trained from the same base at equal budget, then measured on held-out
 people.
 
-All begin from the embedded model without its rule, with the rates of configs/meta_128.yml, and see the same
-episodes in the same meta-steps; only `loop` differs. They learn initial values and, where the loop does, rates; start
-and shared filters stay as they are (Reptile has no gradient for them). *adapt* is that beginning itself, at the rates
-set by hand: what a loop must beat. First order, Adam inside. (MAML is FOMAML then; in second order it asks for SGD
-inside, whose rates would need a search of their own. What second order costs: benchmarks/meta_gradient.py.) Measured on
-the val people of celeba_wild_256 with a recogniser that no loss used, faces of 16 px and moderate damage, after 0, 8
-and 32 inner steps.
+All begin from one model (the embedded one, or one that is cheaper to train) without its rule, with the rates of
+configs/meta_128.yml, and see the same episodes in the same meta-steps; only `loop` differs. They learn initial values
+and, where the loop does, rates; start and shared filters stay as they are (Reptile has no gradient for them). *adapt*
+is that beginning itself, at the rates set by hand: what a loop must beat. First order, Adam inside. (MAML is FOMAML
+then; in second order it asks for SGD inside, whose rates would need a search of their own. What second order costs:
+benchmarks/meta_gradient.py.) Measured on the val people of celeba_wild_256 with a recogniser that no loss used, faces
+of 16 px and moderate damage, after 0, 8 and 32 inner steps.
 
 Rows go to benchmarks/results/outer_loops.json, the page to docs/results/outer_loops.md. Photos come from
 `$METAGPEN_SHARED`, or the folder `shared` beside this repository. Trainings and finished people are kept in runs/.
 
     python benchmarks/outer_loops.py                       # 70 meta-steps of 4 people each; goes on where it was
     python benchmarks/outer_loops.py --device cuda         # where there is a GPU
+    python benchmarks/outer_loops.py --model runs/base_64/opened.safetensors    # a base of 64 px, its gate calibrated
     python benchmarks/outer_loops.py --loops lslr --meta-steps 2 --max-people 1 --max-queries 2 --steps 0 1 --dry
 """
 
@@ -41,6 +42,8 @@ PAGE = ROOT / "docs" / "results" / "outer_loops.md"
 CONFIG = ROOT / "configs" / "meta_128.yml"
 RUNS = ROOT / "runs" / "outer_loops"
 LOOPS = [name for name in OUTER_LOOPS if name != "maml"]
+DAMAGE = {"hard": "16 px", "moderate": "Moderate damage"}
+DIGITS = {"identity": 3, "psnr": 2, "lpips": 3}
 
 
 def base(model: str) -> Path:
@@ -65,33 +68,70 @@ def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path
 
 
 def measured(begin: Path, models: dict[str, Path], arguments: argparse.Namespace) -> list[report.Row]:
-    """All loops' models and the beginning, by hand, on the same held-out people, paired against generic."""
+    """All loops' models and the beginning, by hand, on the same held-out people, paired against generic; `over_hand`:
+    against the beginning after as many steps, paired by person too."""
     photos = SHARED / "photos"
     config = CurveConfig.from_dict(dict(
         model=str(begin), meta_models={loop: str(model) for loop, model in models.items()},
         data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split="val",
         trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
-        recognisers={SCORER: str(SCORING), IN_LOSSES: "embedded"}, degradations=["hard", "moderate"],
+        recognisers={SCORER: str(SCORING), IN_LOSSES: "embedded"}, degradations=list(DAMAGE),
         methods=["generic", report.CEILING, "adapt", *(f"meta-{loop}" for loop in models)], shots=arguments.shots,
         steps=arguments.steps, schedule="per-run", max_people=arguments.max_people, max_queries=arguments.max_queries,
         device=arguments.device, workers=arguments.workers, threads=arguments.threads, work_dir=str(RUNS / "curves")))
-    return curve_report.summary(run_curve(config)[0])
+    rows = run_curve(config)[0]
+
+    def over_hand(row: report.Row) -> str | None:
+        if not row["method"].startswith("meta-") or row["metric"] not in DIGITS:
+            return None
+        points = [(method, row["shots"], row["steps"]) for method in (row["method"], "adapt")]
+        gain = curve_report.versus(rows, row["degradation"], *points, row["metric"], row["recogniser"])
+        return report.interval_text(gain.mean, gain.lo, gain.hi, DIGITS[row["metric"]])
+
+    return [{**row, "over_hand": over_hand(row)} for row in curve_report.summary(rows)]
 
 
-def page(rows: list[report.Row], seconds: dict[str, float], meta_steps: int) -> str:
+def comparison(rows: list[report.Row], degradation: str, shots: int) -> str:
+    """A line per loop and number of steps: gains over generic, and over the rates set by hand."""
+    lines = []
+    for method, steps in dict.fromkeys((row["method"], row["steps"]) for row in rows if row["shots"] == shots):
+        found = [report.find(rows, degradation=degradation, method=method, shots=shots, steps=steps, metric=metric,
+                             recogniser=SCORER if metric == "identity" else None) for metric in DIGITS]
+        cells = [cell for row in found if row is not None
+                 for cell in (report.gain_text(row, DIGITS[row["metric"]]), row["over_hand"] or "–")]
+        lines.append([method.removeprefix("meta-"), str(steps), *cells])
+    heads = [head for metric in DIGITS if report.find(rows, metric=metric, method="adapt")
+             for head in (f"{metric} over generic", "over by hand")]
+    return report.table(["loop", "steps", *heads], lines)
+
+
+def page(rows: list[report.Row], seconds: dict[str, float], arguments: argparse.Namespace, size: int) -> str:
     first = rows[0]
     cost = report.table(["loop", "minutes of training", "of the cheapest"],
                         [[loop, f"{own / 60:.1f}", f"{own / min(seconds.values()):.1f}x"]
                          for loop, own in seconds.items()])  # fmt: skip
+    model = "the embedded model" if arguments.model == "embedded" else f"`{arguments.model}`"
+    tables = "\n\n".join(f"### {title}, {shots} photo{'s' * (shots > 1)}\n\n{comparison(rows, degradation, shots)}"
+                         for degradation, title in DAMAGE.items() for shots in arguments.shots)
     return f"""# Outer loops at equal budget
 
-Written by `benchmarks/outer_loops.py`; the rows are in `benchmarks/results/outer_loops.json`. Commit
-{first["commit"]}, {first["machine"]}.
+Written by `benchmarks/outer_loops.py`; the rows are in `benchmarks/results/outer_loops.json`.
+{first["identities"]} people, commit {first["commit"]}, {first["machine"]}.
 
-Every loop begins from the embedded model without its learned rule and sees the same people in {meta_steps} meta-steps.
-`adapt`: that beginning itself, at the rates set by hand.
+Every loop begins from {model} ({size} px) without its learned rule and sees the same people in {arguments.meta_steps}
+meta-steps of four. `adapt`: that beginning itself, at the rates set by hand, which is what a loop must beat. Gains are
+paired by person, with 95 % intervals; identity by {SCORER}, which no loss used; LPIPS is better when it
+falls.
+
+## What they gain
+
+{tables}
+
+## What they cost
 
 {cost}
+
+## All that was measured
 
 {curve_report.READING}
 
@@ -119,11 +159,12 @@ def main() -> None:
     runs = {loop: trained(loop, begin, arguments) for loop in arguments.loops}
     seconds = {loop: spent for loop, (_, spent) in runs.items()}
     rows = measured(begin, {loop: model for loop, (model, _) in runs.items()}, arguments)
-    text = page(rows, seconds, arguments.meta_steps)
+    text = page(rows, seconds, arguments, load(str(begin)).size)
     print(text)
     if arguments.dry:
         return
-    report.write_json(RESULTS, rows, seconds=seconds, meta_steps=arguments.meta_steps, machine=report.machine())
+    report.write_json(RESULTS, rows, seconds=seconds, model=arguments.model, meta_steps=arguments.meta_steps,
+                      machine=report.machine())
     report.write_text(PAGE, text)
     print(f"written: {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
 
