@@ -4,10 +4,10 @@ people.
 All begin from one model (the embedded one, or one that is cheaper to train) without its rule, with the rates of
 configs/meta_128.yml, and see the same episodes in the same meta-steps; only `loop` differs. They learn initial values
 and, where the loop does, rates; start and shared filters stay as they are (Reptile has no gradient for them). *adapt*
-is that beginning itself, at the rates set by hand: what a loop must beat. First order, Adam inside. (MAML is FOMAML
-then; in second order it asks for SGD inside, whose rates would need a search of their own. What second order costs:
-benchmarks/meta_gradient.py.) Measured on the val people of celeba_wild_256 with a recogniser that no loss used, faces
-of 16 px and moderate damage, after 0, 8 and 32 inner steps.
+is that beginning itself, at the rates set by hand: what a loop must beat; *untrained* is the rule that every loop
+begins from. First order, Adam inside. (MAML is FOMAML then; in second order it asks for SGD inside, whose rates would
+need a search of their own. What second order costs: benchmarks/meta_gradient.py.) Measured on the val people of
+celeba_wild_256 with a recogniser that no loss used, faces of 16 px and moderate damage, after 0, 8 and 32 inner steps.
 
 Rows go to benchmarks/results/outer_loops.json, the page to docs/results/outer_loops.md. Photos come from
 `$METAGPEN_SHARED`, or the folder `shared` beside this repository. Trainings and finished people are kept in runs/.
@@ -41,6 +41,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "outer_loops.json"
 PAGE = ROOT / "docs" / "results" / "outer_loops.md"
 CONFIG = ROOT / "configs" / "meta_128.yml"
 RUNS = ROOT / "runs" / "outer_loops"
+UNTRAINED = "untrained"
 LOOPS = [name for name in OUTER_LOOPS if name != "maml"]
 DAMAGE = {"hard": "16 px", "moderate": "Moderate damage"}
 DIGITS = {"identity": 3, "psnr": 2, "lpips": 3}
@@ -53,7 +54,9 @@ def base(model: str) -> Path:
 
 
 def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path, float]:
-    """(the averaged model, seconds of meta-steps) of a loop; goes on where it was stopped."""
+    """(the averaged model, seconds of meta-steps) of a loop; goes on where it was stopped. Untrained: of a meta-step
+    that moves nothing."""
+    untrained = {"loop": "fomaml", "lr": 0.0, "lr_rates": 0.0, "meta_steps": 1, "validate_every": 1}
     folder = RUNS / f"{begin.stem}_{arguments.meta_steps}" / loop
     config = MetaConfig.from_dict({
         **measure.settings_on_shared(CONFIG), "part": "kept", "loop": loop, "base": str(begin),
@@ -61,6 +64,7 @@ def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path
         "meta_steps": arguments.meta_steps, "device": arguments.device, "output_dir": folder,
         "cache_dir": RUNS / "cache",
         "validate_every": arguments.meta_steps, "validate_people": 1, "validate_queries": 1, "validate_steps": [0],
+        **(untrained if loop == UNTRAINED else {}),
     })  # fmt: skip
     model = meta_train(config)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -100,7 +104,7 @@ def comparison(rows: list[report.Row], degradation: str, shots: int) -> str:
         cells = [cell for row in found if row is not None
                  for cell in (report.gain_text(row, DIGITS[row["metric"]]), row["over_hand"] or "–")]
         lines.append([method.removeprefix("meta-"), str(steps), *cells])
-    heads = [head for metric in DIGITS if report.find(rows, metric=metric, method="adapt")
+    heads = [head for metric in DIGITS if any(row["metric"] == metric for row in rows)
              for head in (f"{metric} over generic", "over by hand")]
     return report.table(["loop", "steps", *heads], lines)
 
@@ -119,9 +123,9 @@ Written by `benchmarks/outer_loops.py`; the rows are in `benchmarks/results/oute
 {first["identities"]} people, commit {first["commit"]}, {first["machine"]}.
 
 Every loop begins from {model} ({size} px) without its learned rule and sees the same people in {arguments.meta_steps}
-meta-steps of four. `adapt`: that beginning itself, at the rates set by hand, which is what a loop must beat. Gains are
-paired by person, with 95 % intervals; identity by {SCORER}, which no loss used; LPIPS is better when it
-falls.
+meta-steps of four. `adapt`: that beginning itself, at the rates set by hand, which is what a loop must beat;
+`untrained`: the rule that every loop begins from. Gains are paired by person, with 95 % intervals; identity is by
+{SCORER}, which no loss used; LPIPS is better when it falls.
 
 ## What they gain
 
@@ -156,8 +160,8 @@ def main() -> None:
     arguments = parser.parse_args()
     measure.need(SHARED / "photos", SCORING)  # better now than after the training
     begin = base(arguments.model)
-    runs = {loop: trained(loop, begin, arguments) for loop in arguments.loops}
-    seconds = {loop: spent for loop, (_, spent) in runs.items()}
+    runs = {loop: trained(loop, begin, arguments) for loop in (UNTRAINED, *arguments.loops)}
+    seconds = {loop: runs[loop][1] for loop in arguments.loops}
     rows = measured(begin, {loop: model for loop, (model, _) in runs.items()}, arguments)
     text = page(rows, seconds, arguments, load(str(begin)).size)
     print(text)
