@@ -9,8 +9,8 @@
     python benchmarks/evidence.py --previews runs/curve/<folder>/previews    # the picture of the London run, too
 
 Tables go between the markers of docs/evidence.md, plots and the tables of everything that was measured to
-docs/evidence/. A run's rows are those of NAME.jsonl.gz and NAME+*.jsonl.gz; what both have must be the same to the
-digit.
+docs/evidence/, and what the meta-model gains, beside the fine-tune of equal budget, to benchmarks/results/meta.json. A
+run's rows are those of NAME.jsonl.gz and NAME+*.jsonl.gz; what both have must be the same to the digit.
 """
 
 from __future__ import annotations
@@ -105,6 +105,20 @@ def adaptation_goals(rows: Sequence[Row], summed: Sequence[Row]) -> str:
         found = [judge(rows, summed, degradation) for degradation in ("hard", "extreme")]
         lines.append([wish, *(text for one in found for text in one)])
     return table(["to be reached, 5 photos, 32 steps", "16 px", "verdict", "8 px", "verdict"], lines)
+
+
+def meta_rows(rows: Sequence[Row], summed: Sequence[Row]) -> list[Row]:
+    """Ours at every point beside the generic model, the ceiling, the control and the fine-tune at its best rate, in the
+    format of first_light.json; `over_finetune`, `_lo`, `_hi`: against that fine-tune after 32 steps, paired."""
+    found = []
+    for row in summed:
+        point = row["method"], row["shots"], row["steps"]
+        if row["method"] == "adapt" and row["recogniser"] in (None, SCORER):
+            gain = curve_report.versus(rows, row["degradation"], point, TUNED, row["metric"], row["recogniser"])
+            found.append({**row, "over_finetune": gain.mean, "over_finetune_lo": gain.lo, "over_finetune_hi": gain.hi})
+        elif row["method"] == report.CEILING or point in (GENERIC, WRONG, TUNED):
+            found.append(row)
+    return found
 
 
 def at_least(bar: float, ours: Point) -> Judge:
@@ -417,6 +431,8 @@ def main() -> None:
     report.write_text(PAGE, page)
     for name, own in summed.items():
         report.write_text(FOLDER / f"{name}.csv", curve_report.csv_text(own))
+    if "curve_128" in rows:
+        report.write_json(RESULTS / "meta.json", meta_rows(rows["curve_128"], summed["curve_128"]))
     if "curve_rates" in rows:
         figure = frontier(summed["curve_rates"], "Identity and texture at other rates, five people")
         curve_report.save_figure(figure, FOLDER / "frontier.png")

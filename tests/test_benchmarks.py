@@ -15,7 +15,7 @@ from test_gpen import randomise
 
 from metagpen import load
 from metagpen.errors import ConfigError, DataError, MetagpenError
-from metagpen.evaluate import curve_report
+from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.curve import write_rows
 from metagpen.gpen import GPEN
 from metagpen.person import AdapterSpec, new_parameters, personal_forward
@@ -232,6 +232,10 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     assert {path.name for path in evidence.FOLDER.iterdir()} >= {
         "val_shots.png", "lfw_shots.png", "val_frontier.png", "val_steps.svg", "val_long_steps.svg",
         "curve_128.csv"}
+    of_meta = json.loads((evidence.RESULTS / "meta.json").read_text())["rows"]
+    ours = report.find(of_meta, degradation="hard", method="adapt", shots=5, steps=32, metric="identity")
+    assert (ours["gain"], ours["over_finetune"], ours["over_finetune_lo"]) == (0.35, 0.2, 0.2)
+    assert {row["method"] for row in of_meta} == {"generic", "adapt", "other-photo", "wrong-person", "finetune@n-x4"}
 
 
 def test_methods_added_later_join_their_run_if_what_both_measured_is_the_same(evidence, tmp_path):
@@ -268,6 +272,9 @@ def test_page_shows_the_committed_evidence():
     page = evidence.PAGE.read_text()
     found, rows, summed = evidence.blocks()
     assert all(text in page for text in found.values())
+    kept = json.loads((evidence.RESULTS / "meta.json").read_text())["rows"]
+    made = evidence.meta_rows(rows["curve_128"], summed["curve_128"])
+    assert [row["gain"] for row in kept] == pytest.approx([row["gain"] for row in made], abs=1e-5)
     if "curve_rates" in rows and "curve_128" in rows:
         best = set(evidence.best_rates(summed["curve_rates"]).values())
         measured = {method for method, *_ in evidence.rivals_of(rows["curve_128"])}
