@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,27 +32,15 @@ from . import degrade, devices, recognise
 from .adaptation.loop import mirror
 from .atomic import forget_later_steps, whole_file
 from .config import Config, Device, same_run
+from .critics import Seen, Shown, critics_of
 from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet
 from .faces import to_pil
 from .gpen import GPEN
-from .gpen.discriminator import Discriminator, FaceRegionDiscriminator
 from .gpen.growth import grow
 from .graphs import Captured, make_capturable, set_rate
 from .identities import PackedPhotos, load_crops, pack, split
-from .losses import (
-    ProjectedCritic,
-    RecogniserLoss,
-    VGGLoss,
-    chroma_l1,
-    discriminator_loss,
-    feature_matching,
-    generator_loss,
-    gradient_l1,
-    l1,
-    luma,
-    r1_penalty,
-)
+from .losses import RecogniserLoss, VGGLoss, chroma_l1, gradient_l1, l1, luma
 from .model import MetaGPEN
 from .person.start import IdentityStart
 from .recognise.align import View
@@ -198,22 +186,6 @@ class Placed(NamedTuple):
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.truth, self.poor, self.landmarks, self.where.grid, self.identity, self.known
-
-
-class Seen(NamedTuple):
-    """What the projected critic judges: brightness [B, 1, S, S] and maps [B, C, h, w] of restored and true faces."""
-
-    restored: Tensor
-    truth: Tensor
-    maps: list[Tensor]
-    true_maps: list[Tensor]
-
-
-class Critic(NamedTuple):
-    """A network that judges restored faces, and what teaches it."""
-
-    network: nn.Module
-    optimiser: torch.optim.Optimizer
 
 
 class Batches:
@@ -371,30 +343,13 @@ class Trainer:
         self.vgg = VGGLoss(self.config.compile).to(self.device) if wants_vgg else None
         if self.vgg is not None:
             self.vgg.trunk = self._frozen(self.vgg.trunk)
-        self.critics = self._critics()
+        self.critics = critics_of(self.stage, self.config.channel_multiplier, self.config.critic_narrow, self._depths,
+                                  self.device)
         self._prepare_update()
-
-    def _critics(self) -> dict[str, Critic]:
-        """Those that the stage asks for, by name: each has a step of its own."""
-        loss, shape, found = self.stage.loss, (self.config.channel_multiplier, self.config.critic_narrow), {}
-        if loss.adversarial or loss.feature_matching:
-            found["critic"] = Discriminator(self.stage.size, *shape)
-        if loss.projected:
-            found["projected"] = ProjectedCritic(self._depths())
-        if loss.regions:
-            found["regions"] = FaceRegionDiscriminator(self.stage.size, *shape)
-
-        def taught(name: str, network: nn.Module) -> Critic:
-            beta1 = 0.5 if name == "projected" else self.stage.beta1
-            network = network.to(self.device)
-            return Critic(network, torch.optim.Adam(network.parameters(), lr=self.stage.lr_d, betas=(beta1, 0.99)))
-
-        return {name: taught(name, network) for name, network in found.items()}
 
     def _prepare_update(self) -> None:
         """`update`, recorded where that is wanted: with the optimisers as they are now."""
-        # a penalty now and then, which the others have, is work that changes
-        steady = not self.critics.keys() - {"projected"}
+        steady = all(critic.steady for critic in self.critics.values())
         self.records = self.config.cuda_graphs and self.device.type == "cuda" and steady
         for optimiser in (self.optimiser, *(critic.optimiser for critic in self.critics.values())):
             make_capturable(optimiser, self.device, self.records)
@@ -422,7 +377,7 @@ class Trainer:
         older = self.critics
         self._install(grow_to(self.average.module, self.stage.size))
         for name in self.critics.keys() & older.keys():
-            inherit(self.critics[name].network, older[name].network)
+            self.critics[name].inherit(older[name])
 
     # -- one step ---------------------------------------------------------------------------------------------
 
@@ -435,7 +390,7 @@ class Trainer:
             return model.gpen(poor, filling + share[:, :, None] * model.start(batch.identity)).float()
 
     def losses(self, restored: Tensor, batch: Placed) -> dict[str, Tensor]:
-        """The weighted terms, each a mean over the batch."""
+        """The weighted terms, each a mean over the batch; what the critics judge is kept."""
         weight, terms, self.seen = self.stage.loss, {}, None
         terms["l1"] = weight.l1 * l1(restored, batch.truth).mean()
         if weight.gradient:
@@ -447,12 +402,9 @@ class Trainer:
                 terms |= self._recogniser_terms(restored, batch)
             if self.vgg is not None:
                 terms |= self._vgg_terms(restored, batch.truth)
-            if "projected" in self.critics:
-                terms["projected"] = weight.projected * self._projected_term()
-            if "regions" in self.critics:
-                terms["regions"] = weight.regions * self._regions_term(restored, batch.landmarks)
-            if "critic" in self.critics:
-                terms |= self._adversarial_terms(restored, batch.truth)
+            self.shown = Shown(restored, batch.truth, batch.landmarks, self.seen)
+            for critic in self.critics.values():
+                terms |= critic.terms(self.shown, weight)
         return terms
 
     def _recogniser_terms(self, restored: Tensor, batch: Placed) -> dict[str, Tensor]:
@@ -471,69 +423,15 @@ class Trainer:
             self.seen = Seen(luma(restored), luma(truth), looked.maps[JUDGED], looked.true_maps[JUDGED])
         return {"lpips": self.stage.loss.lpips * looked.distance.mean()}
 
-    def _projected_term(self) -> Tensor:
-        with judging(self.critics["projected"].network) as critic:
-            return mean_generator_loss(critic(self.seen.restored, self.seen.maps))
-
-    def _regions_term(self, restored: Tensor, landmarks: Tensor) -> Tensor:
-        with judging(self.critics["regions"].network) as critic:
-            return mean_generator_loss(critic(restored, landmarks).values())
-
-    def _adversarial_terms(self, restored: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        weight = self.stage.loss
-        with judging(self.critics["critic"].network) as critic:
-            maps = critic.features(restored)
-            terms = {"adversarial": weight.adversarial * generator_loss(critic.head(maps[-1]).float()).mean()}
-            if weight.feature_matching:
-                with torch.no_grad():
-                    real_maps = critic.features(truth)
-                terms["feature_matching"] = weight.feature_matching * feature_matching(maps, real_maps)
-        return terms
-
-    def critics_step(self, restored: Tensor, batch: Placed) -> dict[str, Tensor]:
-        """A step of every critic that the stage has: what each of them lost."""
+    def critics_step(self) -> dict[str, Tensor]:
+        """Every critic learns from what was shown: what each of them lost."""
         lost = {}
-        with devices.bf16_autocast(self.device, self.config.bf16):
-            if "critic" in self.critics:
-                lost["critic"] = {"critic": self.critic_loss(restored, batch.truth)}
-            if "projected" in self.critics:
-                lost["projected"] = self.projected_losses(self.seen)
-            if "regions" in self.critics:
-                lost["regions"] = self.regions_losses(restored, batch)
-        for name, losses in lost.items():
-            optimiser = self.critics[name].optimiser
-            optimiser.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).mean().backward()
-            optimiser.step()
-        return {name: loss for losses in lost.values() for name, loss in losses.items()}
-
-    def critic_loss(self, restored: Tensor, truth: Tensor) -> Tensor:
-        critic = self.critics["critic"].network
-        loss = discriminator_loss(critic(truth).float(), critic(restored.detach()).float())
-        return loss + self.penalty(critic, truth)
-
-    def penalty(self, critic: Callable[[Tensor], Tensor], truth: Tensor) -> Tensor | float:
-        """R1 at half of the true pictures, every `r1_every` steps with the weight of as many."""
-        if self.step % self.stage.r1_every:
-            return 0.0
-        half = max(2, len(truth) // 2)
-        return self.stage.r1 / 2 * self.stage.r1_every * r1_penalty(critic, truth[:half])
-
-    def projected_losses(self, seen: Seen) -> dict[str, Tensor]:
-        critic = self.critics["projected"].network
-        real = critic(seen.truth, seen.true_maps)
-        fake = critic(seen.restored.detach(), [m.detach() for m in seen.maps])
-        return {f"critic_depth_{k}": discriminator_loss(a.float(), b.float())
-                for k, (a, b) in enumerate(zip(real, fake, strict=True))}
-
-    def regions_losses(self, restored: Tensor, batch: Placed) -> dict[str, Tensor]:
-        """By region. R1 is taken at the crops: cutting them out has no second derivative."""
-        critic = self.critics["regions"].network
-        true_crops, crops = (critic.crops(images, batch.landmarks) for images in (batch.truth, restored.detach()))
-        real, fake = critic.judge(true_crops), critic.judge(crops)
-        return {f"critic_{name}": discriminator_loss(real[name].float(), fake[name].float())
-                + self.penalty(lambda crop, name=name: critic.judge({name: crop})[name], true_crops[name])
-                for name in real}
+        for critic in self.critics.values():
+            with devices.bf16_autocast(self.device, self.config.bf16):
+                losses = critic.losses(self.shown, self.step)
+            critic.learn(losses)
+            lost |= losses
+        return lost
 
     def upcoming(self) -> Iterator[Batch]:
         """The batches from here to the stage's end."""
@@ -566,7 +464,7 @@ class Trainer:
         if not self.records:  # a recording is judged afterwards
             must_be_finite(norm, self)
         self.optimiser.step()
-        terms |= self.critics_step(restored, batch)
+        terms |= self.critics_step()
         return {name: value.detach().float() for name, value in terms.items()} | {"gradient_norm": norm.detach()}
 
     def _lr(self) -> float:
@@ -728,44 +626,6 @@ def grow_to(model: MetaGPEN, size: int) -> MetaGPEN:
     if model.size != size:
         raise ConfigError(f"a model of {begun} px cannot become one of {size} px: sizes may stay or double")
     return model
-
-
-@contextmanager
-def judging(critic: nn.Module) -> Iterator[nn.Module]:
-    """The critic, which does not learn meanwhile."""
-    critic.requires_grad_(False)
-    yield critic
-    critic.requires_grad_(True)
-
-
-def mean_generator_loss(logits: Iterable[Tensor]) -> Tensor:
-    """Of critics that each say something: every one counts the same."""
-    return torch.stack([generator_loss(x.float()).mean() for x in logits]).mean()
-
-
-def inherit(critic: nn.Module, older: nn.Module) -> None:
-    """Copy an older, equal or smaller critic's weights into the layers that serve the same resolution."""
-    if isinstance(critic, FaceRegionDiscriminator):
-        for kind, own in critic.kinds.items():
-            inherit(own, older.kinds[kind])
-    elif isinstance(critic, Discriminator):
-        inherit_levels(critic, older)
-    else:
-        critic.load_state_dict(older.state_dict())
-
-
-def inherit_levels(critic: Discriminator, older: Discriminator) -> None:
-    """`inherit`, of GPEN's discriminator: its blocks are counted from the picture down."""
-    extra = len(critic.convs) - len(older.convs)
-    with torch.no_grad():
-        for name, value in older.state_dict().items():
-            parts = name.split(".")
-            if parts[0] == "convs":
-                index = int(parts[1])
-                if index == 0 and extra:
-                    continue  # the layer that reads RGB belongs to its own resolution
-                name = ".".join(["convs", str(index + extra), *parts[2:]])
-            critic.state_dict()[name].copy_(value)
 
 
 def prepare(config: TrainConfig) -> Trainer:
