@@ -176,7 +176,8 @@ def personal_convolution(conv: ModulatedConv2d, filters: Tensor, up: Tensor, par
     """
     weight = conv.weight[0]
     if len(part) == 1 and not torch.is_grad_enabled():
-        return partial(conv.filter, weight=weight + part * multiplied_out(up[0], filters))
+        mixture = torch.addmm(weight.flatten(1), part * up[0], filters.flatten(1))  # one pass over the weight
+        return partial(conv.filter, weight=mixture.view_as(weight))
     return lambda x: conv.filter(x, weight) + mixed(conv.filter(x, filters.to(x.dtype)), up, part)
 
 
