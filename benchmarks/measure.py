@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
 PEOPLE = ROOT / "configs" / "people_128.csv"  # who trains, is kept back and judges: split_people.py
+SCORER = "068"  # the recogniser that no loss used
+SCORING = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
 PAGE = ROOT / "docs" / "speed.md"
 CPU = torch.device("cpu")
 
@@ -175,6 +177,14 @@ def settings_on_shared(config: Path) -> Row:
     found, photos = yaml.safe_load(config.read_text(encoding="utf-8")), SHARED / "photos"
     return {**found, "data": [photos / "celeba_wild_256", photos / "lfw_176"], "split": PEOPLE,
             "loss_recogniser": str(SHARED / "weights" / Path(found["loss_recogniser"]).name)}
+
+
+def held_out(split: str = "val", split_file: Path = SHARED / "photos" / "splits.csv") -> Row:
+    """Settings of a curve on people of celeba_wild_256 whom no training saw, scored by whom no loss used."""
+    photos = SHARED / "photos"
+    return {"data": str(photos / "celeba_wild_256"), "split_file": str(split_file), "split": split,
+            "trained_on": [str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
+            "recognisers": {SCORER: str(SCORING)}}
 
 
 def need(*paths: Path) -> None:

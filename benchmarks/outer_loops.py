@@ -34,9 +34,7 @@ from metagpen.meta import OUTER_LOOPS
 from metagpen.meta.train import MetaConfig, meta_train
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-SCORER, IN_LOSSES = "068", "embedded (in losses)"
-SCORING = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
+SCORER, IN_LOSSES = measure.SCORER, "embedded (in losses)"
 RESULTS = ROOT / "benchmarks" / "results" / "outer_loops.json"
 PAGE = ROOT / "docs" / "results" / "outer_loops.md"
 CONFIG = ROOT / "configs" / "meta_128.yml"
@@ -74,12 +72,10 @@ def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path
 def measured(begin: Path, models: dict[str, Path], arguments: argparse.Namespace) -> list[report.Row]:
     """All loops' models and the beginning, by hand, on the same held-out people, paired against generic; `over_hand`:
     against the beginning after as many steps, paired by person too."""
-    photos = SHARED / "photos"
+    people = measure.held_out()
     config = CurveConfig.from_dict(dict(
         model=str(begin), meta_models={loop: str(model) for loop, model in models.items()},
-        data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split="val",
-        trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
-        recognisers={SCORER: str(SCORING), IN_LOSSES: "embedded"}, degradations=list(DAMAGE),
+        **{**people, "recognisers": {**people["recognisers"], IN_LOSSES: "embedded"}}, degradations=list(DAMAGE),
         methods=["generic", report.CEILING, "adapt", *(f"meta-{loop}" for loop in models)], shots=arguments.shots,
         steps=arguments.steps, schedule="per-run", max_people=arguments.max_people, max_queries=arguments.max_queries,
         device=arguments.device, workers=arguments.workers, threads=arguments.threads, work_dir=str(RUNS / "curves")))
@@ -158,7 +154,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch in each")
     parser.add_argument("--dry", action="store_true", help="print the page; write nothing outside runs/")
     arguments = parser.parse_args()
-    measure.need(SHARED / "photos", SCORING)  # better now than after the training
+    measure.need(measure.SHARED / "photos", measure.SCORING)  # better now than after the training
     begin = base(arguments.model)
     runs = {loop: trained(loop, begin, arguments) for loop in (UNTRAINED, *arguments.loops)}
     seconds = {loop: runs[loop][1] for loop in arguments.loops}

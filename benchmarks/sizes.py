@@ -24,8 +24,6 @@ from metagpen.evaluate.curve import CurveConfig, run_curve
 from metagpen.memory import keep_freed_memory
 from metagpen.train import grow_to
 
-SCORER = "068"
-SCORING = measure.SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
 RESULTS = measure.RESULTS / "sizes.json"
 PAGE = measure.ROOT / "docs" / "adaptation.md"
 RUNS = measure.ROOT / "runs" / "sizes"
@@ -46,11 +44,9 @@ def models(sizes: list[int], small: Path | None) -> dict[int, Path]:
 
 
 def measured(model: Path, arguments: argparse.Namespace) -> list[report.Row]:
-    photos = measure.SHARED / "photos"
     config = CurveConfig.from_dict(dict(
-        model=str(model), data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split="val",
-        trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")], recognisers={SCORER: str(SCORING)},
-        degradations=[DEGRADATION], methods=["generic", "adapt"], shots=arguments.shots, steps=[arguments.inner],
+        **measure.held_out(), model=str(model), degradations=[DEGRADATION],
+        methods=["generic", "adapt"], shots=arguments.shots, steps=[arguments.inner],
         steps_of={"adapt": [0, arguments.inner]}, schedule="per-run", max_people=arguments.max_people,
         max_queries=arguments.max_queries, workers=arguments.workers, threads=1, device=arguments.device,
         work_dir=str(RUNS / "curves")))  # fmt: skip
@@ -86,7 +82,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dry", action="store_true", help="print the table; write nothing outside runs/")
     arguments = parser.parse_args()
-    measure.need(measure.SHARED / "photos", SCORING)
+    measure.need(measure.SHARED / "photos", measure.SCORING)
     sizes = [size for size in arguments.sizes if size != 64 or arguments.small]
     rows = [{"size": size, **row} for size, file in models(sizes, arguments.small).items()
             for row in measured(file, arguments)]

@@ -27,8 +27,6 @@ from metagpen.evaluate.curve import CurveConfig, run_curve
 from metagpen.memory import keep_freed_memory
 from metagpen.meta.train import MetaConfig, meta_train
 
-SCORER = "068"
-SCORING = measure.SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
 CONFIG = measure.ROOT / "configs" / "start_128.yml"
 RESULTS = measure.RESULTS / "starts.json"
 PAGE = measure.ROOT / "docs" / "meta.md"
@@ -56,12 +54,9 @@ def trained(arm: str, base: Path, arguments: argparse.Namespace) -> Path:
 def measured(base: Path, models: dict[str, Path], arguments: argparse.Namespace) -> list[report.Row]:
     """All arms and the base as it is, on the same people: gains over the generic model, and `over_offsets`, what an
     addition gains over offsets alone, paired by person too."""
-    photos = measure.SHARED / "photos"
     rows = run_curve(CurveConfig.from_dict(dict(
         model=str(base), meta_models={arm: str(model) for arm, model in models.items()},
-        data=str(photos / "celeba_wild_256"), split_file=str(measure.PEOPLE), split="kept",
-        trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
-        recognisers={SCORER: str(SCORING)}, degradations=["hard", "moderate"],
+        **measure.held_out("kept", measure.PEOPLE), degradations=["hard", "moderate"],
         methods=["generic", "no-rule", *(f"meta-{arm}" for arm in models)], shots=[arguments.shots],
         steps=arguments.steps, schedule="per-run", max_people=arguments.max_people, max_queries=arguments.max_queries,
         device=arguments.device, workers=arguments.workers, threads=1, work_dir=str(RUNS / "curves"))))[0]
@@ -70,7 +65,7 @@ def measured(base: Path, models: dict[str, Path], arguments: argparse.Namespace)
         if row["metric"] != "identity" or row["method"] not in {f"meta-{arm}" for arm in models if arm != "offsets"}:
             return None
         points = [(method, row["shots"], row["steps"]) for method in (row["method"], "meta-offsets")]
-        gain = curve_report.versus(rows, row["degradation"], *points, "identity", SCORER)
+        gain = curve_report.versus(rows, row["degradation"], *points, "identity", measure.SCORER)
         return report.interval_text(gain.mean, gain.lo, gain.hi, 3)
 
     return [{**row, "over_offsets": over_offsets(row)} for row in curve_report.summary(rows)
@@ -107,7 +102,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dry", action="store_true", help="print the table; write nothing outside runs/")
     arguments = parser.parse_args()
-    measure.need(measure.SHARED / "photos", SCORING)  # better now than after the trainings
+    measure.need(measure.SHARED / "photos", measure.SCORING)  # better now than after the trainings
     model = load(str(arguments.model))
     base = measure.without_rule(model, RUNS, f"base_{model.fingerprint[:12]}")
     models = {arm: trained(arm, base, arguments) for arm in arguments.arms}

@@ -24,8 +24,6 @@ from metagpen.evaluate.curve import CurveConfig, run_curve
 from metagpen.memory import keep_freed_memory
 from metagpen.train import TrainConfig, train
 
-SCORER = "068"
-SCORING = measure.SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
 CONFIG = measure.ROOT / "configs" / "base_64.yml"
 RESULTS = measure.RESULTS / "without_start.json"
 PAGE = measure.ROOT / "docs" / "training.md"
@@ -51,11 +49,9 @@ def trained(arm: str, arguments: argparse.Namespace) -> Path:
 
 def measured(model: Path, methods: list[str], arguments: argparse.Namespace) -> list[report.Row]:
     """A row per person and figure."""
-    photos = measure.SHARED / "photos"
     return run_curve(CurveConfig.from_dict(dict(
-        model=str(model), data=str(photos / "celeba_wild_256"), split_file=str(photos / "splits.csv"), split="val",
-        trained_on=[str(photos / "celeba_wild_256"), str(photos / "lfw_176")], recognisers={SCORER: str(SCORING)},
-        degradations=list(DAMAGE), methods=methods, shots=[SHOTS], steps=[0], max_people=arguments.max_people,
+        **measure.held_out(), model=str(model), degradations=list(DAMAGE),
+        methods=methods, shots=[SHOTS], steps=[0], max_people=arguments.max_people,
         max_queries=arguments.max_queries, workers=1, threads=arguments.threads, work_dir=str(RUNS / "curves"))))[0]
 
 
@@ -84,7 +80,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--dry", action="store_true", help="print the table; write nothing outside runs/")
     arguments = parser.parse_args()
-    measure.need(measure.SHARED / "photos", SCORING)  # better now than after the trainings
+    measure.need(measure.SHARED / "photos", measure.SCORING)  # better now than after the trainings
     models = {arm: trained(arm, arguments) for arm in DROPOUT}
     found = measured(models["with"], ["generic", "adapt"], arguments)
     found += [{**row, "method": ALONE} for row in measured(models["without"], ["generic"], arguments)]
