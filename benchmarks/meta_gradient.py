@@ -7,10 +7,11 @@ weights, mean squared errors, two people with two photos each. Engines: *batched
 plain twin, which keeps every graph), *higher*, *learn2learn* and *torch.func* (`grad` of a plain loop over
 `torch.func.grad` steps, all people in one batch).
 
-Every engine runs in a process of its own, so that its peak memory is its own: the highest resident memory (on a GPU
-the highest allocation) above what was there before the first measured gradient. Processes come in rounds, engine after
-engine, so that a busy moment of the machine does not meet one engine alone. Every process also returns a digest of its
-gradient: where engines disagree by more than 0.1 % in float32, the benchmark stops.
+On a CPU every engine runs in a process of its own, so that its peak memory is its own: the highest resident memory
+above what was there before the first measured gradient. On a GPU it is the highest allocation, which one process can
+tell of every engine. They come in rounds, engine after engine, so that a busy moment of the machine does not meet one
+engine alone, and return a digest of their gradients: where these differ by more than 0.1 % in float32, the benchmark
+stops.
 
     python benchmarks/meta_gradient.py                     # CPU, 8 minutes on two idle cores
     python benchmarks/meta_gradient.py --device cuda
@@ -20,6 +21,7 @@ gradient: where engines disagree by more than 0.1 % in float32, the benchmark st
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import subprocess
@@ -115,7 +117,7 @@ def digest(gradient: MetaGradient) -> list[float]:
 
 
 def alone(case: dict[str, Any]) -> measure.Row:
-    """What one process measures: the first gradient warms up, at one step so that the peak is the later ones'."""
+    """What one engine takes: the first gradient warms up, at one step so that the peak is the later ones'."""
     device, model = torch.device(case["device"]), Model(**case["model"])
     if case["threads"]:
         torch.set_num_threads(case["threads"])
@@ -137,6 +139,7 @@ def alone(case: dict[str, Any]) -> measure.Row:
 def begin_memory(device: torch.device) -> int:
     """Bytes in use now; the peak begins here."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     measure.give_back_freed_memory()
@@ -164,7 +167,7 @@ def engines() -> list[str]:
 
 def measured(models: dict[str, Model], device: torch.device, names: Sequence[str], rounds: int, repeats: int,
              threads: int | None) -> list[measure.Row]:
-    rows = []
+    rows, take = [], alone if device.type == "cuda" else in_a_process
     for label, model in models.items():
         for steps in model.steps:
             for second_order in (False, True):
@@ -173,7 +176,7 @@ def measured(models: dict[str, Model], device: torch.device, names: Sequence[str
                 found: dict[str, list[measure.Row]] = {name: [] for name in names}
                 for _ in range(rounds):
                     for name in names:
-                        found[name].append(in_a_process({**case, "engine": name}))
+                        found[name].append(take({**case, "engine": name}))
                 agree({name: runs[0]["digest"] for name, runs in found.items()}, f"{label}, {steps} steps")
                 rows += [{"device": device.type, "model": label, "steps": steps, "engine": name,
                           "order": 2 if second_order else 1, "rounds": rounds, "repeats": repeats,
