@@ -628,8 +628,9 @@ def test_the_shipped_configurations_are_valid(path):
     assert config.check() is config
 
 
-@pytest.mark.parametrize(("kind", "name"), [(TrainConfig, "base_128"), (MetaConfig, "start_128"),
-                                            (MetaConfig, "meta_128"), (DistilConfig, "recogniser")])
+@pytest.mark.parametrize(("kind", "name"), [(TrainConfig, "base_128"), (TrainConfig, "base_128_on"),
+                                            (MetaConfig, "start_128"), (MetaConfig, "meta_128"),
+                                            (DistilConfig, "recogniser")])
 def test_the_shipped_configurations_of_trainings_are_valid(kind, name):
     assert isinstance(kind.from_yaml(CONFIGS / f"{name}.yml"), kind)
 
