@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from metagpen import recognise
 from metagpen.adaptation import AdaptConfig, adapt
+from metagpen.album import OWN_ALBUM
 from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.gpen import GPEN
 from metagpen.meta import ENGINES, OUTER_LOOPS
 from metagpen.meta import train as meta
 from metagpen.model import MetaGPEN
-from metagpen.person import AdapterSpec, DecoderBases
+from metagpen.person import AdapterSpec, DecoderBases, IdentityStart
 from metagpen.person.rule import InnerRule, RuleConfig
 
 
@@ -238,6 +241,18 @@ def test_slow_weights_move_slowly(config, tiny_model):
     assert 0 < (after - before).abs().max() < 2e-4
 
 
+def under_torchrun(processes: int, *work: str) -> None:
+    """Run `work`, what Python would get, in so many processes that speak gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}",
+               "--master-addr=127.0.0.1", f"--master-port={port}", *work]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[:3000]
+
+
 def test_two_processes_equal_one_with_twice_the_people(config, tmp_path):
     """Through torchrun and gloo: the same meta-gradient, so the same weights after two meta-steps."""
     results = []
@@ -246,15 +261,7 @@ def test_two_processes_equal_one_with_twice_the_people(config, tmp_path):
         arguments = config.model_copy(update={"people": people, "output_dir": tmp_path / f"run{world}"})
         (tmp_path / "config.json").write_text(arguments.model_dump_json())
         (tmp_path / "work.py").write_text(WORK)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}",
-                   "--master-addr=127.0.0.1", f"--master-port={port}", str(tmp_path / "work.py"),
-                   str(tmp_path / "config.json"), str(out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(__file__)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        under_torchrun(world, str(tmp_path / "work.py"), str(tmp_path / "config.json"), str(out))
         results.append(torch.load(out, weights_only=True))
     one, two = results
     assert one.keys() == two.keys() and len(one) > 10
@@ -284,6 +291,37 @@ for _ in range(2):
 if not rank:
     torch.save({n: v.detach() for own in trainer.groups.values() for n, v in own.items()}, sys.argv[2])
 """
+
+
+def test_the_command_trains_and_goes_on_in_two_processes_as_in_one(tmp_path):
+    """`metagpen meta-train` itself under torchrun, from the package's album: one model in the end, written once."""
+    rows, people = [("set", "id", "split")], ("ada", "bob", "eve")
+    for person in people:
+        shutil.copytree(OWN_ALBUM / person, tmp_path / "people" / person)
+        rows.append(("people", person, "val" if person == "eve" else "train"))
+    with open(tmp_path / "splits.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    gpen = GPEN(32, 1, 1 / 32)
+    start = IdentityStart(256, gpen.config.n_latent, gpen.config.style_dim)
+    MetaGPEN(gpen, start, {"recogniser": "embedded"}).save(tmp_path / "base.safetensors", dtype=torch.float32)
+    settings = {"data": [str(tmp_path / "people")], "split": str(tmp_path / "splits.csv"), "loop": "fomaml",
+                "base": str(tmp_path / "base.safetensors"), "device": "cpu", "threads": 1, "shots": [1, 2],
+                "outer_optimiser": "sgd", "queries": 2, "warmup": 1, "validate_people": 1, "validate_queries": 1, "save_every": 1,
+                "inner": {"steps": 1, "batch_size": 2, "tail_blocks": 0, "bf16": False}}
+    finished = []
+    for world, stops in ((1, [2]), (2, [1, 2])):
+        folder = tmp_path / f"run{world}"
+        (tmp_path / "config.yml").write_text(json.dumps({**settings, "output_dir": str(folder), "people": 4 // world}))
+        for stop in stops:
+            under_torchrun(world, "-m", "metagpen", "meta-train", "-c", str(tmp_path / "config.yml"),
+                           "-s", f"meta_steps={stop}")
+        finished.append(load_file(folder / "ema.safetensors"))
+        logged = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert logged == [0, 1]
+    one, two = finished
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("change, error, message", [
