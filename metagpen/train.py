@@ -604,7 +604,7 @@ def tensorboard(folder: Path, begin: int) -> Any | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=begin)
+    return SummaryWriter(str(folder), purge_step=begin + 1)  # the first that goes
 
 
 @contextmanager

@@ -95,6 +95,17 @@ def test_it_learns_a_rule_that_ships_and_that_adapt_follows(config, tiny_model, 
     assert plain.spec.tail_rank == 8
 
 
+def test_tensorboard_gets_what_the_log_gets_also_of_a_run_that_goes_on(config):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for meta_steps in (2, 3):
+        meta.meta_train(config.model_copy(update={"meta_steps": meta_steps}))
+    board = accumulator.EventAccumulator(str(config.output_dir)).Reload()
+    for name in ("loss", "people_per_second"):
+        logged = [json.loads(line)[name] for line in (config.output_dir / "log.jsonl").read_text().splitlines()]
+        assert [(event.step, event.value) for event in board.Scalars(name)] == [
+            (step, pytest.approx(value, rel=1e-6)) for step, value in enumerate(logged, 1)]
+
+
 def test_outer_sgd_moves_by_the_rate_times_the_clipped_gradient(config):
     """Reptile as published: an outer step is a part of the way to where adaptation ends (Nichol et al. 2018)."""
     trainer = meta.prepare(config.model_copy(update={"loop": "reptile", "outer_optimiser": "sgd", "lr": 0.5,
@@ -306,8 +317,8 @@ def test_the_command_trains_and_goes_on_in_two_processes_as_in_one(tmp_path):
     MetaGPEN(gpen, start, {"recogniser": "embedded"}).save(tmp_path / "base.safetensors", dtype=torch.float32)
     settings = {"data": [str(tmp_path / "people")], "split": str(tmp_path / "splits.csv"), "loop": "fomaml",
                 "base": str(tmp_path / "base.safetensors"), "device": "cpu", "threads": 1, "shots": [1, 2],
-                "outer_optimiser": "sgd", "queries": 2, "warmup": 1, "validate_people": 1, "validate_queries": 1, "save_every": 1,
-                "inner": {"steps": 1, "batch_size": 2, "tail_blocks": 0, "bf16": False}}
+                "outer_optimiser": "sgd", "queries": 2, "warmup": 1, "validate_people": 1, "validate_queries": 1,
+                "save_every": 1, "inner": {"steps": 1, "batch_size": 2, "tail_blocks": 0, "bf16": False}}
     finished = []
     for world, stops in ((1, [2]), (2, [1, 2])):
         folder = tmp_path / f"run{world}"
