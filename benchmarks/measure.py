@@ -23,7 +23,7 @@ import yaml
 
 from metagpen.devices import synchronise
 from metagpen.errors import DataError, MetagpenError
-from metagpen.evaluate import report
+from metagpen.evaluate import curve_report, report
 from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 
@@ -185,6 +185,13 @@ def held_out(split: str = "val", split_file: Path = SHARED / "photos" / "splits.
     return {"data": str(photos / "celeba_wild_256"), "split_file": str(split_file), "split": split,
             "trained_on": [str(photos / "celeba_wild_256"), str(photos / "lfw_176")],
             "recognisers": {SCORER: str(SCORING)}}
+
+
+def over(rows: Sequence[Row], found: Row, method: str, digits: int) -> str:
+    """What a row of a curve's summary has over another method at its photos and steps, paired by person."""
+    ours, theirs = ((name, found["shots"], found["steps"]) for name in (found["method"], method))
+    gain = curve_report.versus(rows, found["degradation"], ours, theirs, found["metric"], found["recogniser"])
+    return report.interval_text(gain.mean, gain.lo, gain.hi, digits)
 
 
 def need(*paths: Path) -> None:

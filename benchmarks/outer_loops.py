@@ -84,9 +84,7 @@ def measured(begin: Path, models: dict[str, Path], arguments: argparse.Namespace
     def over_hand(row: report.Row) -> str | None:
         if not row["method"].startswith("meta-") or row["metric"] not in DIGITS:
             return None
-        points = [(method, row["shots"], row["steps"]) for method in (row["method"], "adapt")]
-        gain = curve_report.versus(rows, row["degradation"], *points, row["metric"], row["recogniser"])
-        return report.interval_text(gain.mean, gain.lo, gain.hi, DIGITS[row["metric"]])
+        return measure.over(rows, row, "adapt", DIGITS[row["metric"]])
 
     return [{**row, "over_hand": over_hand(row)} for row in curve_report.summary(rows)]
 

@@ -64,9 +64,7 @@ def measured(base: Path, models: dict[str, Path], arguments: argparse.Namespace)
     def over_offsets(row: report.Row) -> str | None:
         if row["metric"] != "identity" or row["method"] not in {f"meta-{arm}" for arm in models if arm != "offsets"}:
             return None
-        points = [(method, row["shots"], row["steps"]) for method in (row["method"], "meta-offsets")]
-        gain = curve_report.versus(rows, row["degradation"], *points, "identity", measure.SCORER)
-        return report.interval_text(gain.mean, gain.lo, gain.hi, 3)
+        return measure.over(rows, row, "meta-offsets", 3)
 
     return [{**row, "over_offsets": over_offsets(row)} for row in curve_report.summary(rows)
             if row["metric"] in ("identity", "psnr", "ssim", "lpips", "sharpness")]
