@@ -242,11 +242,12 @@ def along(summed: Sequence[Row], axis: str, places: Sequence[Point]) -> str:
 def machines(rows: Sequence[Row]) -> str:
     """Who measured, and where."""
     commits = sorted({row["commit"] for row in rows})
+    models = sorted({row.get("model", "that of the commit") for row in rows})  # older runs did not write it down
     where = sorted({re.sub(r", \d+ threads?", "", row["machine"]) for row in rows})
     people, workers, threads = (len({row["identity"] for row in rows}), *(
         max(row[name] for row in rows) for name in ("workers", "threads")))
-    return (f"{people} people; commit {', '.join(commits)}; {'; '.join(where)}; {workers} processes at a time, "
-            f"{threads} thread(s) each.")
+    return (f"{people} people; model {', '.join(models)}; commit {', '.join(commits)}; {'; '.join(where)}; "
+            f"{workers} processes at a time, {threads} thread(s) each.")
 
 
 def write_plots(name: str, rows: Sequence[Row], title: str, axes: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ NEEDED = {
 }
 
 KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("dataset", "degradation", "method", "metric", "identity", "commit", "machine"), str),
+    **dict.fromkeys(("dataset", "degradation", "method", "metric", "identity", "model", "commit", "machine"), str),
     **dict.fromkeys(("shots", "steps", "seed", "queries"), int),
     **dict.fromkeys(("value", "seconds"), (int, float)),
     **dict.fromkeys(("recogniser", "schedule"), (str, type(None))),
