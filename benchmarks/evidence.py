@@ -242,7 +242,7 @@ def along(summed: Sequence[Row], axis: str, places: Sequence[Point]) -> str:
 def machines(rows: Sequence[Row]) -> str:
     """Who measured, and where."""
     commits = sorted({row["commit"] for row in rows})
-    models = sorted({row.get("model", "that of the commit") for row in rows})  # older runs did not write it down
+    models = sorted({row.get("model", "of the commit") for row in rows})  # older runs did not write it down
     where = sorted({re.sub(r", \d+ threads?", "", row["machine"]) for row in rows})
     people, workers, threads = (len({row["identity"] for row in rows}), *(
         max(row[name] for row in rows) for name in ("workers", "threads")))
