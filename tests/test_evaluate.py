@@ -145,6 +145,12 @@ def test_lpips_loads_a_backbone_by_its_own_keys(tmp_path, monkeypatch):
     truth = images(size=64)
     assert metrics.lpips(module, truth, truth).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert (metrics.lpips(module, images(seed=3, size=64), truth) > 0).all()
+    smallest = images(size=metrics.LPIPS_SMALLEST)
+    assert metrics.lpips(module, smallest, smallest) is not None
+    small = images(size=metrics.LPIPS_SMALLEST - 1)
+    assert metrics.lpips(module, small, small) is None
+    with pytest.raises(RuntimeError):
+        module(small, small)
 
 
 def packaged_trunk(folder, net: str, layers: list[tuple[int, int, int]]):

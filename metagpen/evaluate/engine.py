@@ -98,8 +98,8 @@ class Scorer:
         }
         if name := metrics.ms_ssim_name(truth.shape[-1]):
             values[name] = metrics.ms_ssim(images, truth)
-        if self.lpips is not None:
-            values["lpips"] = metrics.lpips(self.lpips, images, truth)
+        if (distance := metrics.lpips(self.lpips, images, truth)) is not None:
+            values["lpips"] = distance
         for name, net in self.recognisers.items():
             embedded = metrics.embeddings(net, images, self.task.landmarks)
             cosines = metrics.cosine(embedded, self.truth[name])

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 DATA_RANGE = 2.0
+LPIPS_SMALLEST = 31  # px: of less, AlexNet's poolings leave nothing
+
 
 class Embedder(Protocol):
     """What the identity metrics need of a recogniser (metagpen.recognise.Recogniser has it)."""
@@ -147,8 +149,8 @@ def identity(recogniser: Embedder, restored: Tensor, truth: Tensor, landmarks: T
 
 @torch.no_grad()
 def lpips(module: nn.Module | None, restored: Tensor, truth: Tensor) -> Tensor | None:
-    """LPIPS distance [B] (lower is closer), or None when `load_lpips` found no backbone."""
-    if module is None:
+    """LPIPS distance [B] (lower is closer), or None when `load_lpips` found no backbone, or the faces are too small."""
+    if module is None or restored.shape[-1] < LPIPS_SMALLEST:
         return None
     restored, truth = _pair(restored, truth)
     return module(restored, truth).reshape(-1)
