@@ -1,6 +1,6 @@
 """Albums of the demo: photos of people, some to learn from and some to restore.
 
-"own" ships with the package (people sampled from an earlier embedded model, nobody real); "lisa" is one real person
+"own" ships with the package (people sampled from an embedded model, nobody real); "lisa" is one real person
 under CC0, fetched on demand; any other name is a folder: photos of one person, or a sub-folder per person.
 """
 

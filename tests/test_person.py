@@ -19,7 +19,7 @@ from metagpen.person import (
     new_parameters,
     personal_forward,
 )
-from metagpen.person.adapter import personal_forward_reference
+from metagpen.person.adapter import mixed, personal_forward_reference, plus_mixed
 from metagpen.person.start import band_statistics
 
 SPECS = [AdapterSpec(2, 0, 0), AdapterSpec(2, 3, 2), AdapterSpec(1, 0, 2), AdapterSpec(0, 2, 0),
@@ -48,6 +48,32 @@ def test_batched_people_equal_one_after_the_other(tiny_model, spec):
         gradients = [torch.autograd.grad(y.square().sum(), list(parameters.values())) for y in (fast, plain)]
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_mixtures_are_added_in_place_where_nothing_is_learned(layout):
+    generator = torch.Generator().manual_seed(0)
+    x, maps, up, part = (torch.randn(shape, generator=generator, dtype=torch.float64)
+                         for shape in ((6, 5, 4, 3), (6, 2, 4, 3), (3, 5, 2), (6,)))
+    x, maps = x.to(memory_format=layout), maps.to(memory_format=layout)
+    plain = x + mixed(maps, up, part)
+    assert plus_mixed(x.clone().requires_grad_(), maps, up, part).requires_grad
+    with torch.no_grad():
+        fast = plus_mixed(x, maps, up, part)
+    assert (fast is x) == (layout is torch.channels_last)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-12)
+
+
+def test_many_people_without_a_graph_equal_the_reference(tiny_model):
+    model, spec = tiny_model.double(), AdapterSpec(1, 2, decoder_rank=2)
+    parameters = {name: value.double() for name, value in somebody(model, spec, people=3).items()}
+    images = torch.rand(6, 3, model.size, model.size, dtype=torch.float64) * 2 - 1
+    images, bases = images.to(memory_format=torch.channels_last), model.bases_of(2)
+    with torch.no_grad():
+        share, filling = model.look(images)
+        fast = personal_forward(model.gpen, images, parameters, spec, 0.7, share=share, filling=filling, bases=bases)
+        plain = personal_forward_reference(model.gpen, images, parameters, 0.7, share, filling, bases)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
 
 
 def test_one_image_restored_alone_has_a_weight_of_its_own_to_the_same_effect(tiny_model):

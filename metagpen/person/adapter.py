@@ -178,7 +178,7 @@ def personal_convolution(conv: ModulatedConv2d, filters: Tensor, up: Tensor, par
     if len(part) == 1 and not torch.is_grad_enabled():
         mixture = torch.addmm(weight.flatten(1), part * up[0], filters.flatten(1))  # one pass over the weight
         return partial(conv.filter, weight=mixture.view_as(weight))
-    return lambda x: conv.filter(x, weight) + mixed(conv.filter(x, filters.to(x.dtype)), up, part)
+    return lambda x: plus_mixed(conv.filter(x, weight), conv.filter(x, filters.to(x.dtype)), up, part)
 
 
 def multiplied_out(up: Tensor, filters: Tensor) -> Tensor:
@@ -221,9 +221,24 @@ def personal_conv(x: Tensor, parameters: Parameters, name: str, conv: EqualConv2
 
 def mixed(maps: Tensor, up: Tensor, part: Tensor) -> Tensor:
     """maps [P·B, r, h, w], each image times its part [P·B], through everybody's `up` [P, out, r]: [P·B, out, h, w]."""
+    mapped = pixels_of_people(maps, len(up), part) @ up.transpose(1, 2).to(maps.dtype)  # [P, B·h·w, out]
+    return mapped.reshape(len(maps), *maps.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def plus_mixed(x: Tensor, maps: Tensor, up: Tensor, part: Tensor) -> Tensor:
+    """x [P·B, out, h, w] + `mixed(maps, up, part)`. Where nothing is learned the product is added into x, one pass over
+    these large maps in place of three."""
+    into = x.permute(0, 2, 3, 1)
+    if torch.is_grad_enabled() or not into.is_contiguous():
+        return x + mixed(maps, up, part)
+    into.view(len(up), -1, up.shape[1]).baddbmm_(pixels_of_people(maps, len(up), part), up.transpose(1, 2).to(x.dtype))
+    return x
+
+
+def pixels_of_people(maps: Tensor, people: int, part: Tensor) -> Tensor:
+    """maps [P·B, r, h, w], each image times its part [P·B]: [P, B·h·w, r]."""
     pixels = maps.permute(0, 2, 3, 1) * part.to(maps.dtype)[:, None, None, None]
-    mapped = pixels.reshape(len(up), -1, up.shape[2]) @ up.transpose(1, 2).to(maps.dtype)  # [P, B·h·w, out]
-    return mapped.reshape(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+    return pixels.reshape(people, -1, maps.shape[1])
 
 
 def personal_linear(x: Tensor, parameters: Parameters, name: str, part: Tensor) -> Tensor:
