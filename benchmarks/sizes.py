@@ -3,8 +3,9 @@
 `metagpen.adapt` as it is (`AdaptConfig`, no learned rule, random filters for the decoder's mixtures) with one model per
 size: the embedded one, its own networks grown to twice and four times the size (`metagpen.gpen.growth`: what they
 compute is what the smaller one computes, until steps change it), and, where `--small` names one, a model of 64 px.
-Faces of 16 px of val people of celeba_wild_256, by a recogniser that no loss used. Photos come from
-`$METAGPEN_SHARED`, or the folder `shared` beside this repository; what is finished is kept in runs/.
+Faces of 16 px of val people of celeba_wild_256, and above 256 px, which those photos do not reach, of the London set,
+whose people have one photo to learn from; by a recogniser that no loss used. Photos come from `$METAGPEN_SHARED`, or
+the folder `shared` beside this repository; what is finished is kept in runs/.
 
     python benchmarks/sizes.py --small runs/base_128/size_64.safetensors
         # writes benchmarks/results/sizes.json and the table in docs/adaptation.md
@@ -43,10 +44,17 @@ def models(sizes: list[int], small: Path | None) -> dict[int, Path]:
     return found
 
 
-def measured(model: Path, arguments: argparse.Namespace) -> list[report.Row]:
+def people(size: int, shots: list[int]) -> report.Row:
+    """Settings of a curve: whose photos are sharp at this size, and how many of them to learn from."""
+    if size <= 256:
+        return {**measure.held_out(), "shots": shots}
+    return {**measure.held_out("test_permissive", photos="london_512"), "shots": [1], "min_queries": 1}
+
+
+def measured(model: Path, size: int, arguments: argparse.Namespace) -> list[report.Row]:
     config = CurveConfig.from_dict(dict(
-        **measure.held_out(), model=str(model), degradations=[DEGRADATION],
-        methods=["generic", "adapt"], shots=arguments.shots, steps=[arguments.inner],
+        **people(size, arguments.shots), model=str(model), degradations=[DEGRADATION],
+        methods=["generic", "adapt"], steps=[arguments.inner],
         steps_of={"adapt": [0, arguments.inner]}, schedule="per-run", max_people=arguments.max_people,
         max_queries=arguments.max_queries, workers=arguments.workers, threads=1, device=arguments.device,
         work_dir=str(RUNS / "curves")))  # fmt: skip
@@ -63,10 +71,11 @@ def table(rows: list[report.Row]) -> str:
         for shots in sorted({row["shots"] for row in rows if row["method"] == "adapt"}):
             own = sorted((row for row in rows if (row["size"], row["shots"], row["method"]) == (size, shots, "adapt")),
                          key=lambda row: row["steps"])
-            lines.append([str(size), str(shots), *gain(own, "identity", 3), *gain(own, "psnr", 2)])
+            lines.append([str(size), own[0]["dataset"], str(own[0]["identities"]), str(shots),
+                          *gain(own, "identity", 3), *gain(own, "psnr", 2)])
     steps = sorted({row["steps"] for row in rows if row["method"] == "adapt"})
-    return report.table(["px", "photos", *(f"identity, {n} steps" for n in steps), *(f"PSNR dB, {n} steps"
-                                                                                     for n in steps)], lines)
+    return report.table(["px", "photos of", "people", "photos each", *(f"identity, {n} steps" for n in steps),
+                         *(f"PSNR dB, {n} steps" for n in steps)], lines)
 
 
 def main() -> None:
@@ -85,7 +94,7 @@ def main() -> None:
     measure.need(measure.SHARED / "photos", measure.SCORING)
     sizes = [size for size in arguments.sizes if size != 64 or arguments.small]
     rows = [{"size": size, **row} for size, file in models(sizes, arguments.small).items()
-            for row in measured(file, arguments)]
+            for row in measured(file, size, arguments)]
     print(text := table(rows))
     if arguments.dry:
         return

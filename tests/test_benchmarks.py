@@ -327,7 +327,8 @@ def test_sizes_runs_to_its_end(shared, monkeypatch, tmp_path, capsys):
                                       "--max-people", "1", "--max-queries", "2", "--workers", "1", "--dry"])
     sizes.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 1") or line.startswith("| 2")]
-    assert [line.split("|")[1:3] for line in lines] == [[" 128 ", " 1 "], [" 256 ", " 1 "]], "none given of 64 px"
+    assert [line.split("|")[1:4] for line in lines] == [[" 128 ", " celeba_wild_256 ", " 1 "],
+                                                        [" 256 ", " celeba_wild_256 ", " 1 "]], "none given of 64 px"
     grown = load(tmp_path.glob("256_*.safetensors").__next__())
     assert grown.size == 256 and grown.rule is None and grown.bases is None
 
