@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 # each after its configuration
-RUNS = ("curve_rates", "curve_128", "curve_128_long", "curve_strength", "curve_london", "curve_lfw", "curve_precision")
+RUNS = ("curve_rates", "curve_128", "curve_16", "curve_128_long", "curve_strength", "curve_london", "curve_lfw",
+        "curve_precision")
 SCORER = "068"
 DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
@@ -77,9 +78,7 @@ def worst(verdicts: Iterable[str]) -> str:
 def goals(curve: Sequence[Row], long: Sequence[Row] = ()) -> str:
     """What was asked for, what was found, and whether that is enough. Faces of 16 px, five photos, val people."""
     lines = long_goals(long) if long else [["ours after 32 steps against the fine-tune after 2,000", NOT_YET, "–"]]
-    shots = sorted({row["shots"] for row in curve if row["method"] == "adapt"})
-    more = [against(curve, ("adapt", many, 32), ("adapt", few, 32), "identity")
-            for few, many in zip(shots, shots[1:], strict=False)]
+    shots, more = shots_of(curve, "adapt"), growth(curve, "adapt")
     lines.append([f"identity grows with the photos, {', '.join(map(str, shots))}: from each to the next",
                   ", ".join(map(interval, more)), worst(map(above, more))])
     wrong = against(curve, WRONG, GENERIC, "identity")
@@ -96,6 +95,17 @@ def goals(curve: Sequence[Row], long: Sequence[Row] = ()) -> str:
     lines.append([f"identity above every rival after 32 steps; the closest is *{label_of(closest[0])}*",
                   interval(simpler[closest]), worst(map(above, simpler.values()))])
     return table(["to be reached at 16 px, 5 photos", "measured", "verdict"], lines)
+
+
+def shots_of(rows: Iterable[Row], method: str) -> list[int]:
+    return sorted({row["shots"] for row in rows if row["method"] == method})
+
+
+def growth(rows: Sequence[Row], method: str, metric: str = "identity", degradation: str = "hard") -> list[Gain]:
+    """What a method after 32 steps gains from each number of photos to the next, paired by person."""
+    shots = shots_of(rows, method)
+    return [against(rows, (method, many, 32), (method, few, 32), metric, degradation)
+            for few, many in zip(shots, shots[1:], strict=False)]
 
 
 def adaptation_goals(rows: Sequence[Row], summed: Sequence[Row]) -> str:
@@ -320,10 +330,10 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
     if "curve_128_long" in rows:
         rows["curve_128_long"] = people_done(rows["curve_128_long"])
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
-    found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "photos", "steps", "long", "strength", "london",
-                           "lfw", "precision"), NOT_YET)
-    for name, make in {"curve_128": of_curve, "curve_rates": of_rates, "curve_128_long": of_long,
-                       "curve_strength": of_strength, "curve_london": of_london,
+    found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "photos", "sixteen", "steps", "long", "strength",
+                           "london", "lfw", "precision"), NOT_YET)
+    for name, make in {"curve_128": of_curve, "curve_16": of_sixteen, "curve_rates": of_rates,
+                       "curve_128_long": of_long, "curve_strength": of_strength, "curve_london": of_london,
                        "curve_lfw": of_lfw, "curve_precision": of_precision}.items():
         if name in rows:
             found |= make(rows[name], summed[name])
@@ -364,9 +374,22 @@ def of_curve(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
 
 def photos(rows: Sequence[Row], summed: Sequence[Row]) -> str:
     """Ours after 32 steps on more and more photos, and against whoever was measured on a single one."""
-    shots = sorted({row["shots"] for row in rows if row["method"] == "adapt"})
-    gains = along(summed, "photos", [("adapt", n, OURS[2]) for n in shots])
+    gains = along(summed, "photos", [("adapt", n, OURS[2]) for n in shots_of(rows, "adapt")])
     return f"{gains}\n\nOn one photo:\n\n{differences(rows, rivals_of(rows, ONE), ours=ONE)}"
+
+
+def of_sixteen(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
+    """Ours on up to 16 photos, what each doubling brings, and the rivals on the most."""
+    shots, most = shots_of(rows, "adapt"), ("adapt", shots_of(rows, "adapt")[-1], OURS[2])
+    rivals = rivals_of(rows, most)
+    lines = [[f"{label_of(method)}; {DAMAGE[degradation]}, {metric}",
+              *(interval(gain, COMPARED[metric]) for gain in growth(rows, method, metric, degradation))]
+             for method in ("adapt", *(point[0] for point in rivals)) for degradation in ("hard", "extreme")
+             for metric in ("identity", "psnr")]
+    doublings = table(["from photos to photos", *(f"{a} to {b}" for a, b in zip(shots, shots[1:], strict=False))],
+                      lines)
+    own = along(summed, "photos", [("adapt", n, OURS[2]) for n in shots])
+    return {"sixteen": "\n\n".join([own, doublings, differences(rows, rivals, ours=most), machines(rows)])}
 
 
 def of_rates(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
