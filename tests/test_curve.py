@@ -125,7 +125,7 @@ def lesson(people) -> methods.Lesson:
 def restored(lesson: methods.Lesson, name: str, stops: list[int], schedule: str = "constant") -> list[torch.Tensor]:
     poor = lesson.album.crops * 0.5
     with torch.no_grad():
-        found = methods.checkpoints(methods.METHODS[name], lesson, stops, schedule)
+        found = methods.checkpoints(methods.by_name(name), lesson, stops, schedule)
         return [point.restore(poor).clone() for point in found]
 
 
@@ -196,6 +196,19 @@ def test_the_start_has_the_initial_values_of_the_rule(lesson):
     own = methods.Lesson(model, lesson.album, FAST, RIVALS, lesson.recogniser)
     assert torch.equal(restored(own, "start", [0])[0], restored(own, "adapt", [0], "learned")[0])
     assert not torch.equal(restored(own, "start", [0])[0], restored(own, "no-rule", [0], "per-run")[0])
+
+
+def test_rivals_may_begin_at_our_start_and_ours_without(lesson):
+    start, generic = restored(lesson, "start", [0])[0], restored(lesson, "generic", [0])[0]
+    for name in ("start-lora-16", "start-full"):
+        begun, moved = restored(lesson, name, [0, 2], "constant")
+        assert torch.allclose(begun, start, atol=2e-3), "but for the half precision of a Person"
+        assert not torch.allclose(begun, generic, atol=1e-2) and not torch.equal(moved, begun)
+        plain = restored(lesson, name.removeprefix("start-"), [2], "constant")[0]
+        assert not torch.allclose(moved, plain, atol=1e-2)
+    assert torch.equal(restored(lesson, "no-start", [0], "per-run")[0], generic)
+    slow, fast = (restored(lesson, name, [2], "per-run")[0] for name in ("no-start", "no-start-x4"))
+    assert (fast - generic).abs().mean() > 2 * (slow - generic).abs().mean() > 0
 
 
 def test_a_strength_is_between_generic_and_personal(lesson):

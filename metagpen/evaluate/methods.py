@@ -267,23 +267,24 @@ def reference_average(lesson: Lesson) -> Learner:
 @method("start", steps=False)
 @method("adapt", follows_rule=True)
 @method("no-rule", rule=False)
+@method("no-start", rate=1.0, rule=False, start=False)
 @method("wrong-person", photos="wrong", follows_rule=True)
 @method("adapt-float32", follows_rule=True, bf16=False)
 @method("strength-25", follows_rule=True, strength=0.25)
 @method("strength-50", follows_rule=True, strength=0.5)
 @method("strength-75", follows_rule=True, strength=0.75)
-def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool = True) -> Learner:
+def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool = True, start: bool = True) -> Learner:
     """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength.
 
-    rule: whether the model's learned rule is followed, if it has one. bf16: False for steps in float32 throughout. At
-    n steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.
+    rule: whether the model's rule is followed, if it has one; without it, at `lesson.rate` times the configured rates.
+    bf16: False for steps in float32 throughout. start: False to begin at nobody. At n steps of the schedule "per-run",
+    or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.
     """
     model = lesson.model
-    wanted = {"rule": rule and model.rule is not None, "bf16": bf16 and lesson.config.bf16}
+    wanted = {"rule": rule and model.rule is not None, "bf16": bf16 and lesson.config.bf16,
+              "start": start and lesson.config.start}
     config = lesson.config.model_copy(update=wanted).for_model(model)
-    guess = None
-    if config.start and model.start is not None:
-        guess = start_guess(model, [lesson.album], mean_identities([lesson.album], lesson.recogniser))
+    guess = started(lesson) if config.start else None
     parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), guess)
     objective = Objective(model, config, lesson.recogniser, parameters["latent.offset"])
 
@@ -291,9 +292,17 @@ def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool
         mine = {name: value.half().float() for name, value in parameters.items()}  # as a Person's file holds it
         return Person(model, config.spec, mine).restore_batch(images, strength)
 
-    return Learner(
-        parameters, restore, objective, lambda step: step_rates(model, config, step, parameters), config.optimiser
-    )
+    def rates(step: int) -> Rates:
+        return {name: lesson.rate * rate for name, rate in step_rates(model, config, step, parameters).items()}
+
+    return Learner(parameters, restore, objective, rates, config.optimiser)
+
+
+def started(lesson: Lesson) -> Parameters | None:
+    """What the model's start guesses from the photos; None where it has none."""
+    if lesson.model.start is None:
+        return None
+    return start_guess(lesson.model, [lesson.album], mean_identities([lesson.album], lesson.recogniser))
 
 
 @method("null-space", follows_rule=True)
@@ -319,10 +328,12 @@ def latent_only(lesson: Lesson) -> Learner:
 
 
 @method("full", rate=1.0)
-def full(lesson: Lesson) -> Learner:
-    """Every weight of encoder and decoder at one rate: plain fine-tuning."""
+@method("start-full", rate=1.0, start=True)
+def full(lesson: Lesson, start: bool = False) -> Learner:
+    """Every weight of encoder and decoder at one rate: plain fine-tuning; from our start, if it is given that."""
     weights, rate = weights_of(lesson.model.gpen), lesson.rivals.lr_full
-    return in_place_of_weights(lesson, weights, lambda step: dict.fromkeys(weights, lesson.factor(step) * rate))
+    rates = partial(dict.fromkeys, weights)
+    return in_place_of_weights(lesson, weights, lambda step: rates(lesson.factor(step) * rate), start=start)
 
 
 @method("finetune", schedule=TUTORIAL, rate=1.0)
@@ -369,10 +380,12 @@ def pivotal(lesson: Lesson) -> Learner:
 
 @method("lora-4", rate=1.0, rank=4)
 @method("lora-16", rate=1.0, rank=16)
-def lora(lesson: Lesson, rank: int) -> Learner:
+@method("start-lora-16", rate=1.0, rank=16, start=True)
+def lora(lesson: Lesson, rank: int, start: bool = False) -> Learner:
     """Low-rank differences of the decoder's modulated convolutions, W + up down (Hu et al. 2022, LoRA).
 
-    A weight [1, out, in, k, k] is the matrix [out, in·k·k]; `down` begins random, `up` at zero, so step 0 is generic.
+    A weight [1, out, in, k, k] is the matrix [out, in·k·k]; `down` begins random, `up` at zero, so step 0 is generic,
+    or our start's, if it is given that.
     """
     shared = weights_of(lesson.model.gpen)
     generator = torch.Generator().manual_seed(lesson.config.seed)
@@ -391,7 +404,7 @@ def lora(lesson: Lesson, rank: int) -> Learner:
     def rates(step: int) -> Rates:
         return dict.fromkeys(factors, lesson.factor(step) * lesson.rivals.lr_lora)
 
-    return in_place_of_weights(lesson, factors, rates, replaced)
+    return in_place_of_weights(lesson, factors, rates, replaced, start)
 
 
 OFFSET = "latent.offset"
@@ -417,19 +430,24 @@ def in_place_of_weights(
     parameters: Parameters,
     rates: Callable[[int], Rates],
     replaced: Callable[[Parameters], Parameters] = lambda parameters: parameters,
+    start: bool = False,
 ) -> Learner:
     """A learner of weights: `replaced(parameters)` stand in for the model's of the same names, a W+ offset is added.
 
-    The objective is ours, without what is about adapters: no gate, and the latent norm holds the offset near zero.
+    start: what our start guesses from the photos is added too, through the gate, and rests. The objective is ours,
+    without what is about adapters: no gate, and the latent norm holds the offset near zero.
     """
     gpen, shared = lesson.model.gpen, weights_of(lesson.model.gpen)
+    guess = started(lesson) if start else None
     objective = Objective(lesson.model, lesson.config, lesson.recogniser, None)
     nowhere = torch.zeros(1, 1, 1, device=lesson.model.device)
 
     def forward(parameters: Parameters, images: Tensor) -> Tensor:
         own = {name: value for name, value in replaced(parameters).items() if name in shared}
         images = images.to(lesson.model.device).contiguous(memory_format=torch.channels_last)
-        added = [part for part in (lesson.model.look(images)[1], parameters.get(OFFSET)) if part is not None]
+        share, filling = lesson.model.look(images)
+        begun = None if guess is None else guess[OFFSET] if share is None else share[..., None] * guess[OFFSET]
+        added = [part for part in (filling, parameters.get(OFFSET), begun) if part is not None]  # [B, L, D]
         return functional_call(gpen, {**shared, **own}, (images, sum(added) if added else None))
 
     def loss(parameters: Parameters, truth: Tensor, poor: Tensor, landmarks: Tensor | View) -> Tensor:
