@@ -66,14 +66,12 @@ def table(rows: list[report.Row]) -> str:
     def gain(own: list[report.Row], metric: str, digits: int) -> list[str]:
         return [report.gain_text(row, digits) for row in own if row["metric"] == metric]
 
-    lines = []
-    for size in sorted({row["size"] for row in rows}):
-        for shots in sorted({row["shots"] for row in rows if row["method"] == "adapt"}):
-            own = sorted((row for row in rows if (row["size"], row["shots"], row["method"]) == (size, shots, "adapt")),
-                         key=lambda row: row["steps"])
-            lines.append([str(size), own[0]["dataset"], str(own[0]["identities"]), str(shots),
-                          *gain(own, "identity", 3), *gain(own, "psnr", 2)])
-    steps = sorted({row["steps"] for row in rows if row["method"] == "adapt"})
+    ours = sorted((row for row in rows if row["method"] == "adapt"), key=lambda row: row["steps"])
+    lines, steps = [], sorted({row["steps"] for row in ours})
+    for size, shots in sorted({(row["size"], row["shots"]) for row in ours}):
+        own = [row for row in ours if (row["size"], row["shots"]) == (size, shots)]
+        lines.append([str(size), own[0]["dataset"], str(own[0]["identities"]), str(shots),
+                      *gain(own, "identity", 3), *gain(own, "psnr", 2)])
     return report.table(["px", "photos of", "people", "photos each", *(f"identity, {n} steps" for n in steps),
                          *(f"PSNR dB, {n} steps" for n in steps)], lines)
 
