@@ -48,7 +48,7 @@ Judge = Callable[[Sequence[Row], Sequence[Row], str], tuple[str, str]]  # rows, 
 OURS, ONE, FINETUNE = ("adapt", 5, 32), ("adapt", 1, 32), ("finetune", 5, 2000)
 TUNED = ("finetune@n-x4", 5, 32)  # fine-tuning at its best rate, after as many steps as ours
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
-REACHED, UNDECIDED, MISSED = "reached", "undecided", "**missed**"
+REACHED, UNDECIDED, MISSED = measure.REACHED, measure.UNDECIDED, measure.MISSED
 NOT_YET = "Not measured yet."
 SHOWN, PICTURED = 32, 5
 RIVALS = ("finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal")  # which a curve may have at other rates
@@ -67,8 +67,7 @@ def against(rows: Iterable[Row], ours: Point, theirs: Point, metric: str, degrad
 
 
 def above(gain: Gain) -> str:
-    """Whether an interval lies above zero; one that holds zero decides nothing, in whosever favour."""
-    return REACHED if gain.lo > 0 else MISSED if gain.hi < 0 else UNDECIDED
+    return measure.not_below(gain.lo, gain.hi)
 
 
 def worst(verdicts: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ SCORER = "068"  # the recogniser that no loss used
 SCORING = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
 PAGE = ROOT / "docs" / "speed.md"
 CPU = torch.device("cpu")
+REACHED, UNDECIDED, MISSED = "reached", "undecided", "**missed**"
 
 Row = dict[str, Any]
 
@@ -203,7 +204,12 @@ def need(*paths: Path) -> None:
 
 
 def verdict(reached: bool) -> str:
-    return "reached" if reached else "**missed**"
+    return REACHED if reached else MISSED
+
+
+def not_below(low: float, high: float) -> str:
+    """Whether a gain with this interval is none below zero; one that holds zero decides nothing, in whosever favour."""
+    return REACHED if low > 0 else MISSED if high < 0 else UNDECIDED
 
 
 def peak_rss() -> int:

@@ -226,21 +226,29 @@ def people_values(count: int, mean: float, seed: int) -> dict[str, float]:
 def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says():
     covered = sum(
         interval.lo <= 3.0 <= interval.hi
-        for interval in (statistics.bootstrap_mean(people_values(40, 3.0, s), resamples=500) for s in range(200))
+        for interval in (statistics.mean_interval(people_values(40, 3.0, s), resamples=500) for s in range(200))
     )
     assert 175 <= covered <= 199  # 95 % of 200 is 190; small samples cover a little less
+
+
+def test_intervals_of_few_people_cover_as_often_as_they_say():
+    """A percentile bootstrap of five would hold the truth in four of five cases only."""
+    intervals = [statistics.mean_interval(people_values(5, 3.0, s)) for s in range(400)]
+    assert 0.92 <= sum(interval.lo <= 3.0 <= interval.hi for interval in intervals) / 400 <= 0.98
+    one = statistics.mean_interval({"a": 3.0})
+    assert (one.lo, one.hi) == (3.0, 3.0)
 
 
 def test_bootstrap_is_seeded_and_blind_to_order():
     values = people_values(25, 0.0, 0)
     backwards = dict(reversed(values.items()))
-    assert statistics.bootstrap_mean(values, seed=1) == statistics.bootstrap_mean(backwards, seed=1)
-    assert statistics.bootstrap_mean(values, seed=1) != statistics.bootstrap_mean(values, seed=2)
+    assert statistics.mean_interval(values, seed=1) == statistics.mean_interval(backwards, seed=1)
+    assert statistics.mean_interval(values, seed=1) != statistics.mean_interval(values, seed=2)
 
 
 def test_bootstrap_width_matches_the_normal_interval():
     values = people_values(400, 0.0, 3)
-    interval = statistics.bootstrap_mean(values)
+    interval = statistics.mean_interval(values)
     standard_error = np.std(list(values.values())) / math.sqrt(400)
     assert interval.hi - interval.lo == pytest.approx(2 * 1.96 * standard_error, rel=0.08)
 

@@ -5,7 +5,7 @@ from metagpen.evaluate.folders import compare_folders
 from metagpen.evaluate.metrics import degrees, identity, lpips, psnr, sharpness, ssim
 from metagpen.evaluate.protocol import EvaluateConfig, run_evaluate
 from metagpen.evaluate.records import Record
-from metagpen.evaluate.statistics import Gain, Interval, bootstrap_mean, paired_gain
+from metagpen.evaluate.statistics import Gain, Interval, mean_interval, paired_gain
 from metagpen.lpips_files import load_lpips
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "Interval",
     "Method",
     "Record",
-    "bootstrap_mean",
+    "mean_interval",
     "compare_folders",
     "degrees",
     "evaluate",

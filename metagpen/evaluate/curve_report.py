@@ -20,7 +20,7 @@ from metagpen.atomic import whole_file
 from metagpen.errors import DataError
 from metagpen.evaluate import report
 from metagpen.evaluate.records import Record
-from metagpen.evaluate.statistics import Gain, bootstrap_mean, paired_gain
+from metagpen.evaluate.statistics import Gain, mean_interval, paired_gain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -282,7 +282,7 @@ def curves(records: Sequence[Record], degradation: str, key: str, axis: str) -> 
             if (steps if axis == "shots" else shots) != (most_steps if axis == "shots" else most_shots):
                 continue
             x = {"shots": shots, "steps": steps, "seconds": fmean(record.seconds for record in members)}[axis]
-            interval = bootstrap_mean({record.person: record.values[key] for record in members})
+            interval = mean_interval({record.person: record.values[key] for record in members})
             points.append(Point(float(x), interval.mean, interval.lo, interval.hi))
         lines[method] = sorted(points, key=lambda point: point.x)
     return lines

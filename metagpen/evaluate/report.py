@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from metagpen.atomic import write_text
 from metagpen.errors import DataError
-from metagpen.evaluate.statistics import bootstrap_mean, paired_gain
+from metagpen.evaluate.statistics import mean_interval, paired_gain
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,7 +69,7 @@ def rows_of(records: Iterable[Record], dataset: str, machine: str, seed: int = 0
         return {person: group[person].values[key] for person in people}
 
     ceilings = {
-        key: bootstrap_mean(values(group, key), seed).mean
+        key: mean_interval(values(group, key), seed).mean
         for (_, method, *_), group in groups.items()
         if method == CEILING
         for key in shared_keys(group, people)
@@ -81,7 +81,7 @@ def rows_of(records: Iterable[Record], dataset: str, machine: str, seed: int = 0
         baseline = groups.get((degradation, BASELINE, 0, 0))
         for key in shared_keys(group, people):
             metric, _, recogniser = key.partition(":")
-            mean = bootstrap_mean(values(group, key), seed)
+            mean = mean_interval(values(group, key), seed)
             gain = (
                 paired_gain(
                     values(group, key), values(baseline, key), seed=seed, higher_is_better=metric not in LOWER_IS_BETTER
