@@ -117,7 +117,7 @@ def main() -> None:
     console = Console()
     model = MetaGPEN.from_file(arguments.model).frozen()
     if model.rule is None:
-        raise ConfigError(f"{arguments.model}: this model has no learned rule; metagpen meta-train makes one")
+        raise ConfigError(f"{arguments.model}: this model has no rule; metagpen meta-train makes one")
     people = people_of(arguments.split, model.size, arguments.people, arguments.queries)
     steps = model.rule.config.steps
     jobs = [*(Job(TIMES * steps, factor) for factor in LONG), *(Job(steps, factor) for factor in SHORT)]

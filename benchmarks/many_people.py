@@ -41,7 +41,7 @@ ARCHITECTURES = {32: (32, 1, 1 / 32), 512: (512, 2, 1.0)}
 PEOPLE = {"cpu": {128: [1, 4, 16], 512: [1]}, "cuda": {128: [1, 4, 16, 64, 256], 512: [1, 4, 16]}}
 MOST_TOGETHER = 64
 KILOBYTES = (64,)
-BY_RULE, WITH_TAIL = "by the learned rule", "with the encoder's tail, at hand-set rates"
+BY_RULE, WITH_TAIL = "by the model's rule", "with the encoder's tail, at hand-set rates"
 MOST_KILOBYTES, MOST_COSINE, MOST_DB = 64, 0.005, 0.05
 
 
@@ -66,7 +66,7 @@ def people(count: int, size: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def config_of(steps: int) -> AdaptConfig:
-    """The default configuration without the learned rule, so that every size takes the same steps."""
+    """The default configuration without the rule, so that every size takes the same steps."""
     return AdaptConfig(rule=False, seed=SEED, steps=steps)
 
 

@@ -129,7 +129,9 @@ def main() -> None:
              "severity_legible": LEGIBLE, "commit": report.commit(),
              "machine": report.machine()}
     report.write_json(RESULTS, rows, **facts)
-    report.write_text(PAGE, report.replace_between(PAGE.read_text(encoding="utf-8"), *MARKERS, page_table(rows)))
+    by = f"Model {model.fingerprint[:12]}, commit {facts['commit']}, {report.machine_line(facts['machine'])}."
+    text = report.replace_between(PAGE.read_text(encoding="utf-8"), *MARKERS, f"{page_table(rows)}\n\n{by}")
+    report.write_text(PAGE, text)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def milliseconds(row: Mapping[str, float], prefix: str = "") -> str:
 
 
 def without_rule(model: MetaGPEN, folder: Path, name: str) -> Path:
-    """The file `name` in the folder: the model without its learned rule and its filters."""
+    """The file `name` in the folder: the model without its rule and its filters."""
     file = folder / f"{name}.safetensors"
     if not file.exists():
         MetaGPEN(model.gpen, model.start, model.card).save(file, torch.float32)

@@ -46,7 +46,7 @@ DIGITS = {"identity": 3, "psnr": 2, "lpips": 3}
 
 
 def base(model: str) -> Path:
-    """The model without its learned rule, in a file: where every loop begins."""
+    """The model without its rule, in a file: where every loop begins."""
     found = load(model)
     return measure.without_rule(found, RUNS, f"base_{found.fingerprint[:12]}")
 
@@ -116,7 +116,7 @@ def page(rows: list[report.Row], seconds: dict[str, float], arguments: argparse.
 Written by `benchmarks/outer_loops.py`; the rows are in `benchmarks/results/outer_loops.json`.
 {first["identities"]} people, commit {first["commit"]}, {first["machine"]}.
 
-Every loop begins from {model} ({size} px) without its learned rule and sees the same people in {arguments.meta_steps}
+Every loop begins from {model} ({size} px) without its rule and sees the same people in {arguments.meta_steps}
 meta-steps of four. `adapt`: that beginning itself, at the rates set by hand, which is what a loop must beat;
 `untrained`: the rule that every loop begins from. Gains are paired by person, with 95 % intervals; identity is by
 {SCORER}, which no loss used; LPIPS is better when it falls.

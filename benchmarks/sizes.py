@@ -1,6 +1,6 @@
 """Do the default rates hold without tuning, from 1 to 16 photos and for models of 64 to 512 px?
 
-`metagpen.adapt` as it is (`AdaptConfig`, no learned rule, random filters for the decoder's mixtures) with one model per
+`metagpen.adapt` as it is (`AdaptConfig`, no rule, random filters for the decoder's mixtures) with one model per
 size: the embedded one, its own networks grown to twice and four times the size (`metagpen.gpen.growth`: what they
 compute is what the smaller one computes, until steps change it), and, where `--small` names one, a model of 64 px.
 Faces of 16 px of val people of celeba_wild_256, and above 256 px, which those photos do not reach, of the London set,
@@ -33,7 +33,7 @@ DEGRADATION, STEPS = "hard", 32
 
 
 def models(sizes: list[int], small: Path | None) -> dict[int, Path]:
-    """A file for each size, every one without a learned rule and filters of its own."""
+    """A file for each size, every one without a rule and filters of its own."""
     torch.manual_seed(0)  # of the layers that growing adds
     found, begin = {}, {128: load("embedded")}
     if small is not None:

@@ -3,9 +3,9 @@
     python examples/shots_curve.py
 
 Measures the generic model, the identity-conditioned start and adaptation on the three people of the demo album, and
-writes tables, plots and a page. The settings are tiny, and the album was sampled from an earlier version of the model,
-so the figures only show the way. With `folder=` a killed run goes on where it was; `metagpen curve -c
-configs/curve_128.yml` is the same for a real collection, with rivals and controls (docs/curve.md).
+writes tables, plots and a page. The settings are tiny, and the album was sampled from the model itself, so the figures
+only show the way. With `folder=` a killed run goes on where it was; `metagpen curve -c configs/curve_128.yml` is the
+same for a real collection, with rivals and controls (docs/curve.md).
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class CurveConfig(CurveSettings):
     """`metagpen curve`: where things lie, beside what decides the numbers."""
 
     model: str = Field("embedded", description="checkpoint or name")
-    meta_models: dict[str, str] = Field({}, description="KEY -> a model with a learned rule, for the method meta-KEY")
+    meta_models: dict[str, str] = Field({}, description="KEY -> a model with a rule, for the method meta-KEY")
     data: str = Field(description="folder with one sub-folder per person")
     layout: str = Field("folder", description="of `data` and `trained_on`")
     split_file: str | None = Field(None, description="CSV that assigns people to splits; none: all people")
@@ -238,7 +238,7 @@ class Bench:
         if key not in self.models:
             raise ConfigError(f"method {name}: no model under meta_models.{key}")
         if key and self.models[key].rule is None:
-            raise ConfigError(f"method {name}: meta_models.{key} has no learned rule; metagpen meta-train makes one")
+            raise ConfigError(f"method {name}: meta_models.{key} has no rule; metagpen meta-train makes one")
         return self.models[key], self.losses[key]
 
     def schedule(self, name: str) -> str:

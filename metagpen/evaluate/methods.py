@@ -9,7 +9,7 @@ Schedules. A point at n steps means one of four things, and every row says which
     constant   one run, rates constant after the warm-up; n is a stop on the way
     per-run    a run of its own for every n, rates falling by a cosine that ends at n
     tutorial   one run under a cosine over `Rivals.iterations`; n is a stop on the way, early ones are unfinished
-    learned    a run for every stop, with the rates that the model's learned rule has for its length
+    learned    a run for every stop, with the rates that the model's rule has for its length
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def checkpoints(chosen: CurveMethod, lesson: Lesson, stops: Sequence[int], sched
             f"{chosen.name}: {stops[-1]} steps lie beyond the tutorial's {lesson.rivals.iterations}; "
             "raise rivals.iterations"
         )
-    if schedule in (PER_RUN, LEARNED):  # a learned rule has rates for the length of the run
+    if schedule in (PER_RUN, LEARNED):  # a rule has rates for the length of the run
         for stop in stops:
             yield from trajectory(chosen.build, with_schedule(lesson, steps=stop), [stop])
     elif schedule == TUTORIAL:
