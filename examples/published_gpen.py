@@ -2,10 +2,10 @@
 
     python examples/published_gpen.py [NAME_OR_FILE]
 
-NAME_OR_FILE is a name that `metagpen weights` lists (downloaded once, then checked by its SHA-256), or any GPEN
-generator, .pth or .safetensors, whose size and widths are read off its tensors. Without one this takes what was
-downloaded before; if that is nothing, it makes a random file of the published layout, which shows the way and restores
-nothing. Published weights bring no identity-conditioned start, so learning a person begins at zero.
+NAME_OR_FILE is a name that `metagpen weights` lists (downloaded once; later reads are checked against the SHA-256 of
+that download), or any GPEN generator, .pth or .safetensors, whose size and widths are read off its tensors. Without one
+this takes what was downloaded before; if that is nothing, it makes a random file of the published layout, which shows
+the way and restores nothing. Published weights bring no identity-conditioned start: learning a person begins at zero.
 """
 
 from __future__ import annotations
