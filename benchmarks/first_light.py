@@ -180,10 +180,10 @@ CHINESE = {  # the words of README.md's figures; where one phrase holds another,
     "photos, as a share of what a\ntrue photo reaches with them; *of ceiling*: identity over that of another true "
     "photo, which flatters, for restored\nphotos have pose and light in common with their own truth. *Worse*: how many "
     "people end below the generic model's\nidentity, and the largest drop. LPIPS: ":
-        " 张复原的照片；身份是与真实照片之间的余弦，所用识别器没有进入任何损失；\n圆括号内是相对于通用模型的增益及其对人的"
-        " 95 % 区间。“相像度”：与此人其他照片的余弦，相对于一张真实照片与它们所达到的值；\n“占上限”：身份相对于此人另一张"
-        "真实照片所达到的值，它偏高，因为复原的照片与自己的真实照片姿态和光线相同；“变差”：身份低于通用模型的人数与最大"
-        "降幅。LPIPS：",
+        " 张复原的照片；身份是与真实照片之间的余弦，所用识别器没有进入任何损失；\n"
+        "圆括号内是相对于通用模型的增益及其对人的 95 % 区间。“相像度”：与此人其他照片的余弦，"
+        "相对于一张真实照片与它们所达到的值；\n“占上限”：身份相对于此人另一张真实照片所达到的值，"
+        "它偏高，因为复原的照片与自己的真实照片姿态和光线相同；“变差”：身份低于通用模型的人数与最大降幅。LPIPS：",
     ".\n[All figures and how they were measured](docs/results/first_light.md).":
         "。[全部数字与测量方法](docs/results/first_light.md)。",
     "Under moderate degradation adapt gains ": "中度退化下，适配的增益：身份 ",
