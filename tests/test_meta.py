@@ -187,6 +187,33 @@ def test_multi_step_weights_move_to_the_last_step():
         assert sum(step_weights(5, done)) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("second_order", [True, False])
+def test_a_loss_after_every_step_keeps_no_more_memory_than_one(smooth, second_order):
+    """And its gradient is that of the plain sum."""
+    weights = [0.2] * STEPS
+
+    def kept(weights: list[float] | None) -> int:
+        total = 0
+
+        def keep(value: Tensor) -> Tensor:
+            nonlocal total
+            total += value.nbytes
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            through_the_steps(problem_of(smooth, RuleConfig(steps=STEPS)), batched, second_order, weights)
+        return total
+
+    assert kept(weights) <= kept(None)
+    problem = problem_of(smooth, RuleConfig(steps=STEPS))
+    found = through_the_steps(problem, batched, second_order, weights)
+    leaves = {name: value.detach().requires_grad_() for name, value in problem.begin.items()}
+    path = batched_reference(problem, leaves, problem.rates, second_order)
+    loss = sum(0.2 * problem.outer(parameters, *problem.query).mean() for parameters in path)
+    for name, expected in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        torch.testing.assert_close(found.begin[name], expected, rtol=1e-8, atol=1e-12)
+
+
 def test_adam_inside_in_first_order_and_not_in_second(smooth):
     problem = problem_of(smooth, RuleConfig(optimiser="adam", steps=STEPS))
     assert through_the_steps(problem, batched, False).loss.isfinite()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..person.adapter import Parameters
 
@@ -96,13 +97,22 @@ def through_the_steps(problem: Problem, engine: Engine, second_order: bool,
     rates = [{name: value.detach().requires_grad_() for name, value in step.items()} for step in problem.rates]
     path = engine(problem, leaves, rates, second_order)
     weights = [0.0] * (len(path) - 1) + [1.0] if weights is None else weights
-    loss = sum(weight * problem.outer(parameters, *problem.query).mean()
-               for weight, parameters in zip(weights, path, strict=True) if weight)
+    judged = [(weight, parameters) for weight, parameters in zip(weights, path, strict=True) if weight]
+    loss = sum(weight * query_loss(problem, parameters, remembered=len(judged) > 1) for weight, parameters in judged)
     inputs = [*leaves.values(), *(value for step in rates for value in step.values()), *problem.slow]
     found = iter(torch.autograd.grad(loss, inputs, allow_unused=True))
     begin = {name: next(found) for name in leaves}
     by_step = [{name: next(found) for name in step} for step in rates]
     return MetaGradient(loss.detach(), present(begin), [present(step) for step in by_step], list(found))
+
+
+def query_loss(problem: Problem, parameters: Parameters, remembered: bool = False) -> Tensor:
+    """The outer loss, mean over people. remembered: only its inputs are, and it is computed again on the way back, so
+    that memory does not grow with the number of places that are judged."""
+    def loss() -> Tensor:
+        return problem.outer(parameters, *problem.query).mean()
+
+    return checkpoint(loss, use_reentrant=False) if remembered else loss()
 
 
 def where_people_begin(problem: Problem) -> MetaGradient:
