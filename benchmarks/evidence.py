@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 # each after its configuration
-RUNS = ("curve_rates", "curve_128", "curve_16", "curve_128_long", "curve_strength", "curve_london", "curve_lfw",
-        "curve_precision")
+RUNS = ("curve_rates", "curve_128", "curve_start", "curve_16", "curve_128_long", "curve_strength", "curve_london",
+        "curve_lfw", "curve_precision")
 SCORER = "068"
 DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
@@ -51,6 +51,7 @@ WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0)
 REACHED, UNDECIDED, MISSED = measure.REACHED, measure.UNDECIDED, measure.MISSED
 NOT_YET = "Not measured yet."
 SHOWN, PICTURED = 32, 5
+ARMS = ("start-lora-16", "start-full", "no-start")  # of the question whether the start or the steps are ahead
 RIVALS = ("finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal")  # which a curve may have at other rates
 
 
@@ -329,9 +330,9 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
     if "curve_128_long" in rows:
         rows["curve_128_long"] = people_done(rows["curve_128_long"])
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
-    found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "photos", "sixteen", "steps", "long", "strength",
-                           "london", "lfw", "precision"), NOT_YET)
-    for name, make in {"curve_128": of_curve, "curve_16": of_sixteen, "curve_rates": of_rates,
+    found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "start", "photos", "sixteen", "steps", "long",
+                           "strength", "london", "lfw", "precision"), NOT_YET)
+    for name, make in {"curve_128": of_curve, "curve_start": of_start, "curve_16": of_sixteen, "curve_rates": of_rates,
                        "curve_128_long": of_long, "curve_strength": of_strength, "curve_london": of_london,
                        "curve_lfw": of_lfw, "curve_precision": of_precision}.items():
         if name in rows:
@@ -375,6 +376,13 @@ def photos(rows: Sequence[Row], summed: Sequence[Row]) -> str:
     """Ours after 32 steps on more and more photos, and against whoever was measured on a single one."""
     gains = along(summed, "photos", [("adapt", n, OURS[2]) for n in shots_of(rows, "adapt")])
     return f"{gains}\n\nOn one photo:\n\n{differences(rows, rivals_of(rows, ONE), ours=ONE)}"
+
+
+def of_start(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
+    """Whose the lead is: rivals from our start, ours without it, and the start alone."""
+    points = dict.fromkeys((row["method"], row["shots"], row["steps"]) for row in rows)
+    others = [point for point in points if rate_of(point[0])[0] in ARMS or point == ("adapt", 5, 0)]
+    return {"start": f"{differences(rows, others)}\n\n{by_damage(summed, lambda row: True)}\n\n{machines(rows)}"}
 
 
 def of_sixteen(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:

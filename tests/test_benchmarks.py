@@ -200,6 +200,7 @@ def evidence(tmp_path, monkeypatch):
         "curve_rates": [*alone, ("adapt", 5, 32), ("full", 5, 32), ("full-x4", 5, 32), ("lora-4", 5, 32)],
         "curve_128": [*alone, *ours, ("lora-4", 5, 32), ("full-x4", 5, 32), ("wrong-person", 5, 32),
                       ("finetune@n-x4", 5, 32), ("reference-average", 5, 0)],
+        "curve_start": [*alone, ("adapt", 5, 0), ("adapt", 5, 32), ("start-full-x4", 5, 32), ("no-start", 5, 32)],
         "curve_16": [*alone, *((method, shots, 32) for method in ("adapt", "lora-16-x16") for shots in (1, 4, 16))],
         "curve_128_long": [*alone, ("adapt", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
         "curve_strength": [*alone, ("strength-50", 5, 32), ("adapt", 5, 32)],
@@ -225,6 +226,8 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     assert "Not measured yet." not in page and page.count("**missed**") == 0 and page.count("| reached |") == 9 + 16
     assert "identity: ours after 32 steps not below the fine-tune after 2,000 (3 people) | +0.200" in page
     assert "| 2 | +0.320 [+0.320, +0.320] |" in page, "two photos"
+    assert "| adapt, 0 steps; 16 px | +0.050" in page
+    assert "| every weight, from our start at 4 times its rates, 32 steps; 8 px | +0.200" in page
     assert "| adapt; 16 px, identity | +0.030 [+0.030, +0.030] | +0.120 [+0.120, +0.120] |" in page, "1 to 4 to 16"
     assert "gains | +0.350 against +0.150: 2.33 times | reached |" in page
     assert "the closest is *every weight at 4 times its rates* | +0.150 [+0.150, +0.150] | reached |" in page
@@ -288,7 +291,7 @@ def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
         (tmp_path / f"{name}.jsonl.gz").unlink()
     found, rows, _ = evidence.blocks()
     assert found["long"] == found["london"] == found["lfw"] == evidence.NOT_YET
-    assert set(rows) == {"curve_rates", "curve_128", "curve_16", "curve_strength", "curve_precision"}
+    assert set(rows) == {"curve_rates", "curve_128", "curve_start", "curve_16", "curve_strength", "curve_precision"}
     assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
     assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")
 
