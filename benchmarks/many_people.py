@@ -201,12 +201,12 @@ def targets_table(rows: Sequence[measure.Row]) -> str:
 
 def learning_table(rows: Sequence[measure.Row]) -> str:
     batches = of_kind(rows, "learning")
-    alone = batches[0]["seconds"]
+    alone, steps = batches[0]["seconds"], batches[0]["steps"]
+    times = "" if steps == STEPS else f" (these {steps}, {STEPS / steps:g} times)"
     lines = [[str(row["people"]), measure.milliseconds(row), f"{alone / row['seconds']:.2f}x",
               duration(1e6 * row["seconds"] * STEPS / row["steps"])] for row in batches]
-    return report.table([f"people, at most {MOST_TOGETHER} in a batch", f"ms per person, {batches[0]['steps']} steps",
-                         "against one at a time",
-                         f"a million people, {STEPS} steps"], lines)
+    return report.table([f"people, at most {MOST_TOGETHER} in a batch", f"ms per person, {steps} steps",
+                         "against one at a time", f"a million people, {STEPS} steps{times}"], lines)
 
 
 def growth_table(rows: Sequence[measure.Row]) -> str:
