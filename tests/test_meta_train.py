@@ -400,6 +400,35 @@ def test_rates_are_taken_over_for_what_they_mean(tiny_model):
         assert own.log_rates["latent-offset"].exp().item() == pytest.approx(0.1)
 
 
+def test_rates_are_taken_over_by_tables_of_every_shape(tiny_model):
+    def rule(steps, lr_latent=0.1, rank=2, **shape):
+        return InnerRule(tiny_model.gpen, AdapterSpec(1, rank), RuleConfig("adam", steps, **shape), lr_latent)
+
+    def taken(new, old):
+        new.take(old)
+        return [new.rates(k, new.config.steps) for k in range(new.config.steps)]
+
+    one = rule(4, lr_latent=0.5)
+    for shape in ({"per_step": True}, {"elementwise": True}, {"per_step": True, "elementwise": True}):
+        for rates in taken(rule(4, **shape), one):
+            torch.testing.assert_close(rates["latent.offset"], torch.tensor(0.5).expand_as(rates["latent.offset"]))
+
+    table = rule(3, per_step=True)
+    with torch.no_grad():
+        table.log_rates["latent-offset"].copy_(torch.tensor([1.0, 4.0, 2.0]).log()[:, None, None])
+    longer = [rates["latent.offset"].item() for rates in taken(rule(5, per_step=True), table)]
+    assert longer == pytest.approx([value * (3 / 5) ** 0.5 for value in (1, 2, 4, 8 ** 0.5, 2)])
+    assert taken(rule(3), table)[0]["latent.offset"].item() == pytest.approx(2)
+
+    every = rule(4, elementwise=True)
+    with torch.no_grad():
+        every.log_rates["linear-weight-up"][..., 0] = torch.tensor(0.2).log()
+        every.log_rates["linear-weight-up"][..., 1] = torch.tensor(0.8).log()
+    for own in (rule(4), rule(4, rank=3, elementwise=True)):
+        rates = taken(own, every)[0]["linear.weight.up"]
+        torch.testing.assert_close(rates, torch.tensor(0.4).expand_as(rates))
+
+
 def test_a_single_setting_of_the_inner_loop_leaves_the_others(config):
     given = {**config.model_dump(exclude_unset=True), "inner": {"batch_size": 3}}
     assert meta.MetaConfig.from_dict(given).inner.steps == meta.InnerConfig().steps == 8

@@ -8,6 +8,7 @@ model's file, and `adapt` follows it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -90,10 +91,10 @@ class InnerRule(nn.Module):
 
     @torch.no_grad()
     def take(self, other: InnerRule) -> None:
-        """What another rule learned, wherever a tensor of the same name and shape is here.
+        """What another rule learned: initial values of the same name and shape, and rates of the same name.
 
         Rates only mean the same under the same optimiser and schedule: under others, one's own stay. Those kept for
-        another number of steps become what they say for a run of this one's.
+        another number of steps become what they say for a run of this one's, in a table of this one's shape.
         """
         for name, value in self.initial.items():
             if name in other.initial and other.initial[name].shape == value.shape:
@@ -102,8 +103,8 @@ class InnerRule(nn.Module):
             return
         longer = other.shrink * math.log(other.config.steps / self.config.steps)
         for name, value in self.log_rates.items():
-            if name in other.log_rates and other.log_rates[name].shape == value.shape:
-                value.copy_(other.log_rates[name] + longer)
+            if name in other.log_rates:
+                value.copy_(reshaped(other.log_rates[name], value.shape, self.config.per_step) + longer)
         self.shrink.copy_(other.shrink)
 
     def to_dict(self) -> dict:
@@ -125,6 +126,16 @@ def at(table: Tensor, progress: float) -> Tensor:
     place = progress * (len(table) - 1)
     row = min(int(place), len(table) - 2) if len(table) > 1 else 0
     return table[row] if len(table) == 1 else torch.lerp(table[row], table[row + 1], place - row)
+
+
+def reshaped(table: Tensor, shape: Sequence[int], per_step: bool) -> Tensor:
+    """A table of logarithms [T, ...] as another rule of this shape would hold it: steps between those that it has, and
+    the mean where that rule has one number for many."""
+    rows = shape[0]
+    table = torch.stack([at(table, k / max(1, rows - 1)) for k in range(rows)]) if per_step else table.mean(0, True)
+    if any(own not in (1, wanted) for own, wanted in zip(table.shape[1:], shape[1:], strict=True)):
+        table = table.mean(dim=tuple(range(1, table.ndim)), keepdim=True)
+    return table.expand(*shape)
 
 
 def key(name: str) -> str:
