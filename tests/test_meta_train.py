@@ -452,6 +452,28 @@ def test_a_validation_that_was_interrupted_at_the_end_is_made_up_for(config, mon
     meta.meta_train(config)  # once is enough
 
 
+def test_a_validation_that_was_interrupted_on_the_way_is_logged_as_it_would_have_been(config, tmp_path, monkeypatch):
+    whole = config.model_copy(update={"validate_every": 2, "save_every": 100})
+    meta.meta_train(whole)
+    parts = whole.model_copy(update={"output_dir": tmp_path / "parts"})
+    plain, looks = meta.Trainer.validate, []
+
+    def interrupted_at_first(trainer):
+        looks.append(trainer.step)
+        if len(looks) == 1:
+            raise KeyboardInterrupt
+        return plain(trainer)
+
+    monkeypatch.setattr(meta.Trainer, "validate", interrupted_at_first)
+    with pytest.raises(KeyboardInterrupt):
+        meta.meta_train(parts)
+    meta.meta_train(parts)
+    assert looks == [2, 2, 4, 5]
+    assert series(parts) == series(whole) and len((parts.output_dir / "log.jsonl").read_text().splitlines()) == 5
+    a, b = (MetaGPEN.from_file(own.output_dir / "best.safetensors").state_dict() for own in (whole, parts))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_run_does_not_go_on_from_another_base(config, tiny_model):
     meta.meta_train(config)
     with torch.no_grad():

@@ -6,6 +6,7 @@ place of one with twice the people, take the same meta-steps.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from .. import recognise
 from ..adaptation import AdaptConfig, adapt
 from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw, placed
-from ..atomic import forget_later_steps, whole_file
+from ..atomic import forget_later_steps, whole_file, write_text
 from ..config import Config, Device, same_run
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
@@ -463,29 +464,48 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         forget_later_steps(self.folder / f"log{self.rank or ''}.jsonl", self.step)
         board = tensorboard(self.folder, self.step) if self.rank == 0 else None
+        if self.validated < self.step and self._looks():
+            self._make_up_for_validation(console, board)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn())
         with (ProgressBar(*columns, console=console, disable=self.rank > 0) as progress,
               (self.folder / f"log{self.rank or ''}.jsonl").open("a") as log):
             bar = progress.add_task("meta-train", total=config.meta_steps, completed=self.step)
-            if self.validated < self.step == config.meta_steps:  # interrupted while it looked at the finished model
-                self._validate_and_keep({"step": self.step - 1}, console)
-                self.save()
             while self.step < config.meta_steps:
                 record = {"step": self.step}
                 with log_of_step(log, record, self):
                     with finishing():
                         record |= self.train_step()
-                    last = self.step == config.meta_steps
-                    if self.step % config.validate_every == 0 or last:
+                    if self._looks():
                         self._validate_and_keep(record, console)
-                for name, value in record.items() if board else ():
-                    board.add_scalar(name, value, self.step)
-                if self.step % config.save_every == 0 or last:
+                self._show(board, record)
+                if self.step % config.save_every == 0 or self.step == config.meta_steps:
                     self.save()
                 progress.update(bar, completed=self.step, description=f"loss {record['loss']:.3f}  "
                                 f"{record['people_per_second']:.2f} people/s")
         return self.folder / "ema.safetensors"
+
+    def _looks(self) -> bool:
+        """Whether validation follows the step just taken."""
+        return self.step % self.config.validate_every == 0 or self.step == self.config.meta_steps
+
+    def _show(self, board: Any | None, record: dict[str, float]) -> None:
+        for name, value in record.items() if board else ():
+            board.add_scalar(name, value, self.step)
+
+    def _make_up_for_validation(self, console: Console, board: Any | None) -> None:
+        """The validation during which a run was interrupted; its figures go where they would have gone."""
+        if self.rank:
+            return
+        path = self.folder / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        record = {"step": self.step - 1}
+        if lines and json.loads(lines[-1])["step"] == record["step"]:
+            record = json.loads(lines.pop())
+        self._validate_and_keep(record, console)
+        write_text(path, "".join(f"{line}\n" for line in [*lines, json.dumps(record)]))
+        self._show(board, record)
+        self.save()
 
     def _validate_and_keep(self, record: dict[str, float], console: Console) -> None:
         """Adds the validation's figures to the record; `best.safetensors` is the model of the largest identity gain
@@ -493,12 +513,12 @@ class Trainer:
         if self.rank:
             return
         record |= self.validate()
-        self.validated = self.step
         console.print({name: round(value, 4) for name, value in record.items()})
         value = record[f"{self.config.validate_degradations[0]}_identity_gain_{self.validate_steps[-1]}"]
         if value > self.best:
-            self.best = value
             self.average.module.save(self.folder / "best.safetensors")
+            self.best = value
+        self.validated = self.step
 
 
 def outer_config(config: MetaConfig) -> AdaptConfig:
