@@ -474,6 +474,16 @@ def test_a_validation_that_was_interrupted_on_the_way_is_logged_as_it_would_have
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_the_best_so_far_counts_for_the_same_measure_only(config):
+    meta.meta_train(config)
+    same = meta.prepare(config.model_copy(update={"meta_steps": 9, "validate_every": 3}))
+    assert same.resume() and same.best > float("-inf")
+    for change in ({"validate_steps": [0, 1]}, {"validate_degradations": ["moderate"]}, {"scorer": "another"},
+                   {"validate_queries": 1}):
+        other = meta.prepare(config.model_copy(update=change))
+        assert other.resume() and other.step == same.step and other.best == float("-inf")
+
+
 def test_a_run_does_not_go_on_from_another_base(config, tiny_model):
     meta.meta_train(config)
     with torch.no_grad():

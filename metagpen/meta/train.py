@@ -60,10 +60,12 @@ from .problem import where_people_begin
 # What validation reports, and what the scorer calls it; LPIPS (AlexNet, lower is better) where its backbone is
 # installed.
 WATCHED = {"identity": "identity:scorer", "psnr": "psnr", "lpips": "lpips", "sharpness": "sharpness"}
-# What a resumed run may have otherwise: nothing that shaped its numbers so far.
-FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "card", "save_every", "meta_steps", "scorer",
-                  "validate_every", "validate_part", "validate_people", "validate_queries", "validate_steps",
-                  "validate_degradations"}
+# How validation measures: gains under other settings cannot be compared.
+MEASURE = {"scorer", "validate_part", "validate_people", "validate_queries", "validate_steps", "validate_degradations"}
+# What a resumed run may have otherwise. Only meta_steps has a part in the weights so far: rates fall along it, so that
+# a run made longer goes on at larger ones, and is not what it would have been at that length from the beginning.
+FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "card", "save_every", "meta_steps",
+                  "validate_every"} | MEASURE
 
 
 class OuterLoss(Config):
@@ -453,7 +455,9 @@ class Trainer:
                 value.copy_(state["learned"][name])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best = state["step"], state["best"]
+        measured, now = json.loads(state["config"]), self.config.model_dump(mode="json", include=MEASURE)
+        same = all(measured.get(key, value) == value for key, value in now.items())
+        self.step, self.best = state["step"], state["best"] if same else float("-inf")
         self.validated = state.get("validated", self.step)
         return True
 
@@ -509,7 +513,7 @@ class Trainer:
 
     def _validate_and_keep(self, record: dict[str, float], console: Console) -> None:
         """Adds the validation's figures to the record; `best.safetensors` is the model of the largest identity gain
-        after all steps under the first degradation so far."""
+        after all steps under the first degradation so far, by the present measure."""
         if self.rank:
             return
         record |= self.validate()
