@@ -99,6 +99,30 @@ def test_stage_two_moves_the_person_and_not_the_critic(tiny_model, tiny_recognis
         adapt(tiny_model, faces(1), steps=1, config=config, recogniser=tiny_recogniser)
 
 
+def test_stage_two_goes_on_at_the_rates_of_the_rule(tiny_model, tiny_recogniser):
+    shape = RuleConfig("sgd", 4, per_step=True, moving=("latent.",))
+    tiny_model.rule = InnerRule(tiny_model.gpen, AdapterSpec(1, 2), shape, lr_latent=0.5)
+    with torch.no_grad():
+        tiny_model.rule.log_rates["latent-offset"][:-1] = math.log(1e-9)
+    base = {"degradation": FAST.degradation, "bf16": False, "start": False}
+
+    def learned(steps, adversarial_steps):
+        config = AdaptConfig(**base, adversarial_steps=adversarial_steps)
+        return adapt(tiny_model, faces(2), steps, config=config, recogniser=tiny_recogniser,
+                     critic=Discriminator(16, 1, 0.03125))
+
+    for steps in (0, 4):
+        before, after = learned(steps, 0), learned(steps, 1)
+        assert not torch.equal(before.parameters["latent.offset"], after.parameters["latent.offset"])
+        assert torch.equal(before.parameters["linear.bias"], after.parameters["linear.bias"]), "has no rate"
+        assert "adversarial_steps" not in before.metadata and after.metadata["adversarial_steps"] == 1
+    rates = loop.last_rates(tiny_model, AdaptConfig(steps=16), ())
+    assert list(rates) == ["latent.offset"]
+    assert rates["latent.offset"].item() == pytest.approx(0.5 * (4 / 16) ** 0.5)
+    config = AdaptConfig(eta_min=0.1, lr_latent=0.5, rule=False)
+    assert loop.last_rates(tiny_model, config, ["latent.offset"]) == {"latent.offset": pytest.approx(0.05)}
+
+
 def test_sgd_learns_too(tiny_model, tiny_recogniser):
     config = FAST.model_copy(update={"optimiser": "sgd"})
     assert not equal(*(adapt(tiny_model, faces(2), steps=s, config=config, recogniser=tiny_recogniser) for s in (0, 2)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ from ..gpen.discriminator import Discriminator
 from ..losses import discriminator_loss, generator_loss
 from ..model import MetaGPEN
 from ..person import Parameters
-from .optimise import Adam, Optimiser
+from .optimise import Optimiser, Rates, new_optimiser
 
 if TYPE_CHECKING:
     from .loop import AdaptConfig, Album, Objective, Support
@@ -35,16 +35,15 @@ def refine(model: MetaGPEN, albums: Sequence[Album], parameters: Parameters, con
 
 def refine_one(model: MetaGPEN, own: Album, parameters: Parameters, config: AdaptConfig,
                recogniser: recognise.Recogniser | None, critic: Discriminator) -> Parameters:
-    from .loop import Objective, draw, placed, rate
+    from .loop import Objective, draw, last_rates, placed
 
     critic = copy.deepcopy(critic).to(model.device)
     critic_optimiser = torch.optim.Adam(release_last_layers(critic), lr=config.lr_critic, betas=CRITIC_BETAS)
     objective = Objective(model, config, recogniser, parameters["latent.offset"].detach())
-    optimiser, generator = Adam(), torch.Generator().manual_seed(config.seed + 2)
-    own = own.cpu()
+    optimiser, generator = new_optimiser(config.optimiser), torch.Generator().manual_seed(config.seed + 2)
+    own, rates = own.cpu(), last_rates(model, config, parameters)
     for _ in range(config.adversarial_steps):
         support = placed(draw([own], objective.degradation, config, [generator]), model.device, recogniser)
-        rates = {name: config.eta_min * rate(name, config) for name in parameters}
         parameters, restored, _ = person_step(objective, parameters, support, rates, optimiser, critic)
         critic_step(critic, critic_optimiser, support[0], restored)
     return {name: value.detach() for name, value in parameters.items()}
@@ -57,11 +56,12 @@ def release_last_layers(critic: Discriminator) -> list[torch.nn.Parameter]:
     return [parameter for module in last for parameter in module.requires_grad_(True).parameters()]
 
 
-def person_step(objective: Objective, parameters: Parameters, support: Support,
-                rates: Mapping[str, float], optimiser: Optimiser,
+def person_step(objective: Objective, parameters: Parameters, support: Support, rates: Rates,
+                optimiser: Optimiser,
                 critic: Discriminator | None = None) -> tuple[Parameters, Tensor, dict[str, float]]:
     """One step of one person, against `critic` if there is one: (parameters, restored [B, 3, S, S], losses before it).
 
+    Only tensors that have a rate move.
     support: (truth, degraded, landmarks) as `draw` gives them.
     """
     truth, poor, landmarks = support
@@ -73,9 +73,10 @@ def person_step(objective: Objective, parameters: Parameters, support: Support,
         verdict = generator_loss(critic(restored)).mean()
         losses["adversarial"] = float(verdict.detach())
         loss = loss + objective.config.adversarial * verdict
-    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    moving = {name: parameters[name] for name in rates}
+    gradients = dict(zip(moving, torch.autograd.grad(loss, list(moving.values())), strict=True))
     with torch.no_grad():
-        return optimiser(parameters, gradients, rates), restored.detach(), losses
+        return {**parameters, **optimiser(moving, gradients, rates)}, restored.detach(), losses
 
 
 def critic_step(critic: Discriminator, optimiser: torch.optim.Optimizer, real: Tensor, fake: Tensor) -> float:

@@ -274,7 +274,8 @@ def describe(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogni
              seconds: float) -> dict[str, Any]:
     from .. import __version__
 
-    return {"shots": shots, "steps": config.steps, "seed": config.seed, "seconds": round(seconds, 2),
+    stage_2 = {"adversarial_steps": config.adversarial_steps} if config.adversarial_steps else {}
+    return {"shots": shots, "steps": config.steps, **stage_2, "seed": config.seed, "seconds": round(seconds, 2),
             "start": bool(config.start and model.start is not None),
             "recogniser": recogniser.name if recogniser else None, "metagpen": __version__}
 
@@ -433,6 +434,14 @@ def step_rates(model: MetaGPEN, config: AdaptConfig, step: int, names: Iterable[
         return {name: value.detach() for name, value in model.rule.rates(step, config.steps).items()}
     factor = warmup_cosine(step, config.steps, config.warmup, config.eta_min)
     return {name: factor * rate(name, config) for name in names}
+
+
+def last_rates(model: MetaGPEN, config: AdaptConfig, names: Iterable[str]) -> dict[str, Tensor | float]:
+    """Rates of stage 2: those at which the steps before it end."""
+    if config.rule:
+        steps = max(config.steps, model.rule.config.steps)  # without a step, or with few, as after the rule's own
+        return step_rates(model, config.model_copy(update={"steps": steps}), steps - 1, names)
+    return {name: config.eta_min * rate(name, config) for name in names}
 
 
 def inner_step(objective: Callable[..., Tensor], parameters: Parameters, support: Any,
