@@ -2,10 +2,12 @@
 
 import gc
 import math
+import warnings
 import weakref
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -126,6 +128,25 @@ def test_stage_two_goes_on_at_the_rates_of_the_rule(tiny_model, tiny_recogniser)
 def test_sgd_learns_too(tiny_model, tiny_recogniser):
     config = FAST.model_copy(update={"optimiser": "sgd"})
     assert not equal(*(adapt(tiny_model, faces(2), steps=s, config=config, recogniser=tiny_recogniser) for s in (0, 2)))
+
+
+def test_the_start_is_told_embeddings_of_its_own_recogniser(tiny_model, tiny_recogniser):
+    def learned(recogniser, start=True):
+        return adapt(tiny_model, faces(2), 0, start=start, config=FAST, recogniser=recogniser)
+
+    wide = tiny.recogniser("wide")
+    wide.dim = 9
+    with pytest.raises(ConfigError, match="reads embeddings of 8 numbers, 'wide' gives 9"):
+        learned(wide)
+    with pytest.warns(UserWarning, match="trained with the recogniser 'tests'; embeddings of 'strange' say nothing"):
+        learned(tiny.recogniser("strange"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learned(tiny_recogniser)
+        learned(tiny.recogniser("strange"), start=False)
+        for card in ("some/where/strange.fp16.xml", "strange.onnx", "some/student.safetensors"):
+            tiny_model.card["recogniser"] = card
+            learned(tiny.recogniser("strange"))
 
 
 def test_two_hundred_photos_are_looked_at_in_parts(tiny_model, tiny_recogniser):

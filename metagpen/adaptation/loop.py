@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -150,8 +152,9 @@ def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int | 
     steps after the identity-conditioned start (0: the start alone; models without one begin at zero). start: use it.
     config: everything else; `steps`, `start` and `seed` given here win over it (default 32, True, 0). Where the model
     has a learned rule (the embedded one has) that decides rates, optimiser and the adapter's shape, unless
-    `config.rule` is False. recogniser: for start and losses; default the one that the model's start was trained with.
-    critic: the discriminator of stage 2, never changed.
+    `config.rule` is False. recogniser: for start and losses; default the one that the model's start was trained with,
+    which alone it understands: one of another width is a ConfigError, one of another name is warned of. critic: the
+    discriminator of stage 2, never changed.
 
     Deterministic for a seed on one machine's CPU, on a GPU up to the order of its sums. Raises PhotoError for no photo,
     or for one that shows no usable face.
@@ -181,6 +184,8 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSour
     if config.adversarial_steps and critic is None:
         raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
     config = config.for_model(model)
+    if recogniser and config.start and model.start is not None:
+        check_start_reads(model, recogniser)
     recogniser = recogniser.to(model.device) if recogniser else default_recogniser(model, config)
     size = config.people_per_batch or people_that_fit(model, config, recogniser)
     usable = albums(model, people, on_error)
@@ -268,6 +273,20 @@ def default_recogniser(model: MetaGPEN, config: AdaptConfig) -> recognise.Recogn
     if not (uses_start or (learns and (config.identity or config.perceptual))):
         return None
     return recognise.load(model.card.get("recogniser", "embedded"), device=str(model.device))
+
+
+def check_start_reads(model: MetaGPEN, recogniser: recognise.Recogniser) -> None:
+    """Raises ConfigError where the model's start cannot read this recogniser's embeddings; warns where it was trained
+    with another's, which mean nothing to it."""
+    wanted, cure = model.start.embedding_dim, "leave the recogniser out, or add start=False"
+    if recogniser.dim != wanted:
+        raise ConfigError(f"recogniser: the model's start reads embeddings of {wanted} numbers, '{recogniser.name}' "
+                          f"gives {recogniser.dim}; {cure}")
+    name = Path(model.card.get("recogniser", "embedded"))
+    names_itself = name.suffix == ".safetensors"  # inside, where the file's name does not show it
+    if not names_itself and recogniser.name not in (str(name), name.stem, name.name.split(".")[0]):
+        warnings.warn(f"the model's start was trained with the recogniser '{name}'; embeddings of '{recogniser.name}' "
+                      f"say nothing to it; {cure}", stacklevel=2)
 
 
 def describe(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None, shots: int,
