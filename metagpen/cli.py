@@ -81,7 +81,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Sets one key, e.g. -s seed=1; may be repeated."),
 ]
-Seed = Annotated[int, typer.Option(help="Fixes every random draw.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes every random draw.")]
 ConfiguredSeed = Annotated[int | None, typer.Option(help="Fixes every random draw [0].")]
 Steps = Annotated[int | None, typer.Option(min=0, help="Gradient steps [32]; 0: the start alone.")]
 Start = Annotated[

@@ -13,7 +13,7 @@ from reprlib import Repr
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .devices import pick_device
 from .errors import ConfigError
@@ -21,6 +21,8 @@ from .errors import ConfigError
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 Device = Annotated[str, AfterValidator(pick_device)]  # in a configuration: one that is there
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # whatever is added to it, a generator takes it
+SEEDS = 2**64  # that generators tell apart: what is made of a seed and a step is taken modulo this
 
 SHORT = Repr()  # of wrong values in messages: a file can hold any amount of them
 SHORT.maxstring, SHORT.maxlist, SHORT.maxlevel = 200, 12, 2

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import degrade, devices, recognise
 from .adaptation.loop import mirror
 from .atomic import forget_later_steps, whole_file
-from .config import Config, Device, same_run
+from .config import SEEDS, Config, Device, Seed, same_run
 from .critics import Seen, Shown, critics_of
 from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet
@@ -130,7 +130,7 @@ class TrainConfig(Config):
     identity_dropout: float = Field(0.2, ge=0, le=1)
     stages: list[Stage] = Field(min_length=1)
     ema: float = 0.998
-    seed: int = 0
+    seed: Seed = 0
     device: Device = "auto"
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     compile: bool = Field(False, description="fuse the losses' passes over large maps with torch.compile, which needs "
@@ -197,7 +197,7 @@ class Batches:
         self.members = [torch.nonzero(photos.person == p).flatten() for p in range(len(photos.names))]
 
     def draw(self, step: int, stage: Stage) -> Batch:
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % SEEDS)
         sides = self.photos.source_side.nan_to_num(nan=float("inf"))  # unknown counts as sharp
         allowed = torch.nonzero(sides >= stage.min_source_side).flatten()
         if not len(allowed):
@@ -373,7 +373,8 @@ class Trainer:
     def next_stage(self) -> None:
         """Continue from the averaged weights: grow if the next stage is larger, keep critics where they fit."""
         self.stage_index, self.stage_start = self.stage_index + 1, self.step
-        torch.manual_seed(self.config.seed * 1_000_003 + self.stage_index)  # for new layers, resumed or not
+        number = self.config.seed * 1_000_003 + self.stage_index
+        torch.manual_seed(number % SEEDS)  # for new layers, resumed or not
         older = self.critics
         self._install(grow_to(self.average.module, self.stage.size))
         for name in self.critics.keys() & older.keys():

@@ -125,6 +125,13 @@ def test_stage_two_goes_on_at_the_rates_of_the_rule(tiny_model, tiny_recogniser)
     assert loop.last_rates(tiny_model, config, ["latent.offset"]) == {"latent.offset": pytest.approx(0.05)}
 
 
+def test_the_largest_seed_is_one_and_the_next_is_refused(tiny_model, tiny_recogniser):
+    adapt(tiny_model, faces(1), 1, seed=2**63 - 1, config=FAST, recogniser=tiny_recogniser)
+    for seed in (-1, 2**63, 2**64):
+        with pytest.raises(ConfigError, match=f"'seed': input should be .*, not {seed}"):
+            adapt(tiny_model, faces(1), 1, seed=seed, config=FAST, recogniser=tiny_recogniser)
+
+
 def test_sgd_learns_too(tiny_model, tiny_recogniser):
     config = FAST.model_copy(update={"optimiser": "sgd"})
     assert not equal(*(adapt(tiny_model, faces(2), steps=s, config=config, recogniser=tiny_recogniser) for s in (0, 2)))

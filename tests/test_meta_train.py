@@ -522,6 +522,16 @@ def test_a_base_without_start_needs_learn_start_off(config, tmp_path):
     meta.prepare(plain.model_copy(update={"learn_start": False})).train_step()
 
 
+def test_any_seed_can_be_the_time(config):
+    """1,753,000,000 times what it is multiplied with is more than generators take."""
+    trainer = meta.prepare(config.model_copy(update={"seed": 1_753_000_000, "unroll": (1, 2)}))
+    ours, again = (trainer.problem(2**31) for _ in range(2))
+    assert torch.equal(ours.query[1], again.query[1]) and trainer.inner_steps(0) in (1, 2)
+    for seed in (-1, 2**63):
+        with pytest.raises(ConfigError, match=f"'seed': input should be .*, not {seed}"):
+            meta.MetaConfig.from_dict({**config.model_dump(exclude_unset=True), "seed": seed})
+
+
 def test_another_configuration_does_not_resume(config):
     trainer = meta.prepare(config)
     trainer.folder.mkdir(exist_ok=True)

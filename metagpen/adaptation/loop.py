@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from .. import degrade, recognise
-from ..config import Config
+from ..config import Config, Seed
 from ..devices import bf16_autocast, synchronise
 from ..errors import ConfigError, MetagpenError, PhotoError
 from ..faces import FFHQ_LANDMARKS, LEFT_RIGHT, single_face, to_tensor
@@ -78,7 +78,7 @@ class AdaptConfig(Config):
     start: bool = True
     rule: bool = Field(True, description="follow the model's learned inner rule, if it has one, in place of the "
                                          "optimiser, rates, spec and initial values given here")
-    seed: int = 0
+    seed: Seed = 0
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     cuda_graphs: bool | None = Field(None, description="on a GPU, record a step and play it again; default: wherever "
                                                        "that can be done")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metagpen.adaptation.loop import AdaptConfig, album
 from metagpen.atomic import whole_file
-from metagpen.config import Config, Device
+from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
@@ -100,7 +100,7 @@ class CurveSettings(Config):
     degradations: list[str] = Field(
         ["moderate", "hard", "extreme"], description="BSRGAN at scale 1, faces of 16 px, of 8 px; or others by name"
     )
-    seeds: list[int] = Field([0], description="each fixes support, damage, lenders and the draws of learning")
+    seeds: list[Seed] = Field([0], description="each fixes support, damage, lenders and the draws of learning")
     adapt: AdaptConfig = Field(AdaptConfig(), description="ours, and the losses, batch and degradations of everybody")
     rivals: Rivals = Rivals()
     max_queries: int | None = Field(None, ge=1, description="at most so many queries per person; none: all")

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metagpen import identities
-from metagpen.config import Config, Device
+from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import report, tasks
 from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
@@ -44,7 +44,7 @@ class EvaluateConfig(Config):
     recognisers: dict[str, str] = Field(
         {"embedded (in losses)": "embedded"}, description="label -> recogniser name or file; the first leads the tables"
     )
-    seed: int = Field(0, description="fixes support, queries' damage, lenders and bootstrap")
+    seed: Seed = Field(0, description="fixes support, queries' damage, lenders and bootstrap")
     max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
     max_queries: int | None = Field(None, ge=2, description="at most so many queries per person; none: all")
     batch_size: int = Field(16, ge=1)

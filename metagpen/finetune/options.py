@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from ..adaptation import AdaptConfig
-from ..config import Config
+from ..config import Config, Seed
 from ..gpen import GPEN
 from ..schedule import warmup_cosine
 
@@ -173,7 +173,7 @@ class Options(Config):
     train: Schedule = Schedule()
     val: Validation = Validation()
     logger: Logger = Logger()
-    manual_seed: int = Field(0, ge=0)
+    manual_seed: Seed = 0
     device: str = "auto"
 
     @model_validator(mode="before")

@@ -26,7 +26,7 @@ from ..adaptation.adversarial import CRITIC_BETAS, critic_step, person_step, rel
 from ..adaptation.loop import Objective, default_recogniser, describe, rate
 from ..adaptation.optimise import Adam
 from ..atomic import whole_file
-from ..config import same_run
+from ..config import SEEDS, same_run
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate.engine import in_batches
 from ..evaluate.report import write_text
@@ -142,7 +142,7 @@ class FineTune:
 
     def batch(self, iteration: int) -> Batch:
         """(truth, degraded, landmarks) of an iteration: a function of the seed and its number."""
-        generator = torch.Generator().manual_seed(self.options.manual_seed * 1_000_003 + iteration)
+        generator = torch.Generator().manual_seed((self.options.manual_seed * 1_000_003 + iteration) % SEEDS)
         drawn = draw(self.pairs, self.options.datasets.train, self.objective.degradation, generator)
         return tuple(part.to(self.device) for part in drawn)
 

@@ -27,7 +27,7 @@ from .. import recognise
 from ..adaptation import AdaptConfig, adapt
 from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw, placed
 from ..atomic import forget_later_steps, whole_file, write_text
-from ..config import Config, Device, same_run
+from ..config import SEEDS, Config, Device, Seed, same_run
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
 from ..evaluate.engine import Scorer, named_degradations
@@ -159,7 +159,7 @@ class MetaConfig(Config):
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient of each of the groups")
     ema: float = 0.99
     pack_size: int | None = Field(None, description="default: the model's size")
-    seed: int = 0
+    seed: Seed = 0
     device: Device = "auto"
     threads: int | None = None
     save_every: int = Field(50, gt=0)
@@ -300,7 +300,8 @@ class Trainer:
         albums, generators, identities, appearances, query = [], [], [], [], []
         inner_objective = Objective(self.model, config.inner, self.recogniser, None)  # as whoever adapts will have it
         for place in range(self.rank * config.people, (self.rank + 1) * config.people):
-            generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 65_537 + place)
+            number = (config.seed * 1_000_003 + step) * 65_537 + place
+            generator = torch.Generator().manual_seed(number % SEEDS)
             own, may_be_query = self.places[int(torch.randint(len(self.places), (), generator=generator))]
             shots = int(torch.randint(config.shots[0], min(config.shots[1], len(own) - 1) + 1, (), generator=generator))
             first = may_be_query[torch.randint(len(may_be_query), (), generator=generator)]
@@ -336,7 +337,8 @@ class Trainer:
         fewest, most = self.config.unroll
         if most == 0:
             return 0
-        place = torch.rand((), generator=torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)).item()
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % SEEDS)
+        place = torch.rand((), generator=generator).item()
         return min(most, int(fewest * ((most + 1) / fewest) ** place))
 
     def meta_gradient(self, step: int) -> Tensor:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..atomic import forget_later_steps, whole_file
-from ..config import Config, Device, same_run
+from ..config import Config, Device, Seed, same_run
 from ..devices import bf16_autocast
 from ..errors import CheckpointError, ConfigError, DataError
 from ..graphs import Captured, make_capturable, set_rate
@@ -67,7 +67,7 @@ class DistilConfig(Config):
     maps: float = 0.5  # weight of matching the teacher's maps, once the stages are joined; fades to zero
     relation: float = 4.0  # weight of matching the cosines between the faces of a batch
     blends: float = 0.35  # share of pictures made of two faces
-    seed: int = 0
+    seed: Seed = 0
     threads: int = 1
     device: Device = "auto"  # random draws but the noise are the CPU's on every device
     compile: bool = False  # fuse with torch.compile, which needs a C++ compiler
