@@ -1,5 +1,6 @@
 """Many people: bounded memory, bad people, interruption, Ray."""
 
+import copy
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from test_adapt import FAST, equal, faces
 from test_cli import error_line, run
 
 from metagpen.adaptation import adapt, adapt_many, loop
-from metagpen.errors import ConfigError, DataError, MetagpenError, PhotoError
+from metagpen.errors import CheckpointError, ConfigError, DataError, MetagpenError, PhotoError
 from metagpen.memory import control_group_memory, free_memory
 from metagpen.person import PersonStore
 
@@ -194,6 +195,29 @@ def test_impossible_combinations(learn, store, tiny_model):
                           ({"workers": 2}, "Ray engine"), ({"batch": -1}, "people_per_batch")):
         with pytest.raises(ConfigError, match=message):
             learn({"a": faces(1)}, **more)
+
+
+def test_a_store_that_cannot_be_filled_is_refused_before_anybody_is_learned(learn, store, tmp_path, tiny_model,
+                                                                            monkeypatch):
+    other = copy.deepcopy(tiny_model)
+    other._fingerprint = None
+    with torch.no_grad():
+        other.gpen.final_linear[0].bias.add_(1)
+    monkeypatch.setattr(loop, "learn", None)
+    with pytest.raises(CheckpointError, match="another model than the people in .*people"):
+        learn({"a": faces(1)}, store=PersonStore(tmp_path / "people", other))
+    with pytest.raises(ConfigError, match="'people' is no PersonStore"):
+        learn({"a": faces(1)}, store="people")
+    with pytest.raises(DataError, match="3 is no name"):
+        learn({3: faces(1)}, store=store)
+    assert not list(tmp_path.glob("people/*.safetensors")) and not (tmp_path / "people" / "people").exists()
+
+
+def test_a_name_that_is_no_text_is_left_out(learn):
+    failures = []
+    found = learn([(3, faces(1)), (["a"], faces(1)), ("a", faces(1))], steps=0,
+                  on_error=lambda name, error: failures.append(str(error)))
+    assert list(found) == ["a"] and [text[:12] for text in failures] == ["3 is no name", "['a'] is no "]
 
 
 def test_the_command(tmp_path, tiny_model, monkeypatch, damaged):

@@ -171,6 +171,11 @@ def test_what_cannot_be_in_a_store_is_named(tiny_model, tmp_path):
     other = MetaGPEN(GPEN(16, 1, 0.03125, style_dim=16, n_mlp=2)).frozen()
     with pytest.raises(CheckpointError, match="another model"):
         store["ada"] = Person.generic(other)
+    with pytest.raises(DataError, match="3 is no name .* such as '3'"):
+        store[3] = person_of(tiny_model)
+    assert store.get(3) is None and 3 not in store
+    with pytest.raises(PersonNotFound, match="nobody called '3'"):
+        del store[3]
     (tmp_path / "bob.safetensors").write_bytes(b"nobody")
     with pytest.raises(CheckpointError, match="bob.safetensors: not a readable"):
         store["bob"]

@@ -44,10 +44,10 @@ def adapt_many(model: MetaGPEN, people: People, steps: int | None = None, *, sta
 
     store: where Persons are written as soon as they are learned. People who are in it already are passed over, so a
     run that was interrupted is gone on with by calling again; settings other than those that the store was filled
-    with are a ConfigError. on_error: called with (name, error) for everybody who cannot be learned (no face, a damaged
-    file, a name given twice), while the others go on; without it the first such error is raised. engine: "embedded"
-    learns here; "ray" on the workers of a Ray cluster (`metagpen.adaptation.on_ray`), and needs a store; workers: how
-    many of them.
+    with are a ConfigError, another model is a CheckpointError. on_error: called with (name, error) for everybody who
+    cannot be learned (no face, a damaged file, a name given twice or that is no text), while the others go on; without
+    it the first such error is raised. engine: "embedded" learns here; "ray" on the workers of a Ray cluster
+    (`metagpen.adaptation.on_ray`), and needs a store; workers: how many of them.
 
     Returns the store, or without one a dict. A person's result does not depend on who shares the batch, up to float
     rounding.
@@ -55,6 +55,8 @@ def adapt_many(model: MetaGPEN, people: People, steps: int | None = None, *, sta
     config = settled("adapt_many", model, config, steps=steps, start=start, seed=seed, people_per_batch=batch)
     if engine not in ENGINES:
         raise ConfigError(f"engine '{engine}' is not known; choose one of {', '.join(ENGINES)}")
+    if store is not None and not isinstance(store, PersonStore):
+        raise ConfigError(f"store: {store!r} is no PersonStore; give store=PersonStore(folder, model)")
     if engine == "ray" and store is None:
         raise ConfigError("the Ray engine writes people into a store; give it one: store=PersonStore(folder, model)")
     if workers is not None and engine != "ray":
@@ -64,6 +66,7 @@ def adapt_many(model: MetaGPEN, people: People, steps: int | None = None, *, sta
 
         ray_module()  # before the store is given settings, which would bind it
     if store is not None:
+        store.check_model(model, "what is learned here")
         keep_settings(store, config, recogniser)
     result: MutableMapping[str, Person] = {} if store is None else store
     with Progress(*columns(), disable=not progress) as bar:
@@ -99,8 +102,12 @@ def to_do(people: People, store: PersonStore | None, on_error: OnError | None,
     done = set() if store is None else set(store)
     seen: set[str] = set()
     for name, photos in people.items() if isinstance(people, Mapping) else people:
-        if name in seen:
+        error = None
+        if not isinstance(name, str):
+            error = DataError(f"{name!r} is no name; people are called by text, such as {str(name)!r}")
+        elif name in seen:
             error = DataError(f"'{name}' is given twice; put all photos of a person together, and tell people apart")
+        if error is not None:
             if on_error is None:
                 raise error
             on_error(name, error)

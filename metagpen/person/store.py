@@ -63,6 +63,8 @@ class PersonStore(MutableMapping[str, Person]):
 
     def __getitem__(self, name: str) -> Person:
         """The Person. Raises PersonNotFound (a KeyError), or CheckpointError for a damaged or foreign file."""
+        if not isinstance(name, str):
+            raise self._missing(name)
         path = self.path(name)
         try:
             state = self.files.ukey(path)
@@ -78,14 +80,17 @@ class PersonStore(MutableMapping[str, Person]):
         return person
 
     def __setitem__(self, name: str, person: Person) -> None:
-        """Write the Person in the place of whoever had the name. Raises CheckpointError for one of another model."""
-        if person.model.fingerprint != self.model.fingerprint:
-            raise CheckpointError(f"'{name}' was learned on another model than the people in {self.where}; adapt "
-                                  "again from the photos, or keep another store for that model")
+        """Write the Person in the place of whoever had the name. Raises CheckpointError for one of another model, and
+        DataError for a name that is no text."""
+        if not isinstance(name, str):
+            raise DataError(f"{name!r} is no name for a person in {self.where}; give text, such as {str(name)!r}")
+        self.check_model(person.model, f"'{name}'")
         self.write(self.path(name), person.to_bytes(name=json.dumps(name)))
 
     def __delitem__(self, name: str) -> None:
         """Delete the person's file. Raises PersonNotFound (a KeyError)."""
+        if not isinstance(name, str):
+            raise self._missing(name)
         path = self.path(name)
         self._forget(path)
         try:
@@ -107,6 +112,12 @@ class PersonStore(MutableMapping[str, Person]):
 
     def __repr__(self) -> str:
         return f"PersonStore({self.where!r})"
+
+    def check_model(self, model: MetaGPEN, what: str) -> None:
+        """Raises CheckpointError, about `what`, unless this is the model that everybody in the store was learned on."""
+        if model.fingerprint != self.model.fingerprint:
+            raise CheckpointError(f"{what} is of another model than the people in {self.where}; adapt again from the "
+                                  "photos on the store's model, or keep another store for that model")
 
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file into place: others see the old one or the new one, never a part."""
@@ -146,7 +157,7 @@ class PersonStore(MutableMapping[str, Person]):
                             "store[name] = Person.load(file, model)")
         return name
 
-    def _missing(self, name: str) -> PersonNotFound:
+    def _missing(self, name: object) -> PersonNotFound:
         return PersonNotFound(f"nobody called '{name}' in {self.where}; list(store) shows who is there")
 
     def _recall(self, path: str, state: str) -> Person | None:
