@@ -194,6 +194,23 @@ def test_people_without_a_template(tiny_model, tiny_recogniser, faces_at):
         assert [f.person for f in restore_photo(tiny_model, smooth_photo(), {"ada": old}).faces] == ["ada", None]
 
 
+def test_a_damaged_file_of_a_store_leaves_out_one_person(tiny_model, tiny_recogniser, tmp_path, monkeypatch):
+    store = PersonStore(tmp_path, tiny_model)
+    store.update({name: somebody(tiny_model, seed) for seed, name in enumerate(("ada", "bob", "eve"), start=1)})
+    (tmp_path / "ada.safetensors").write_bytes(b"half of a file")
+    with pytest.warns(FaceWarning, match="ada: left out; .*ada.safetensors: not a readable"):
+        assert Gallery(store, tiny_model, tiny_recogniser).names == ["bob", "eve"]
+    listed = list(store)
+    del store["eve"]
+    monkeypatch.setattr(PersonStore, "__iter__", lambda self: iter(listed))  # as before eve was deleted
+    with pytest.warns(FaceWarning, match="ada"):
+        gallery = Gallery(store, tiny_model, tiny_recogniser)
+    assert gallery.names == ["bob"] and gallery.only is None, "of two people, whose photo it need not be"
+    del store["bob"]
+    with pytest.raises(CheckpointError, match="ada.safetensors: not a readable"):
+        Gallery(store, tiny_model, tiny_recogniser)
+
+
 def test_each_face_of_a_group_gets_its_own_person(model, people, group):
     result = restore_photo(model, group, people)
     assert person_at(result.faces, PLACES) == {name: [name] for name in PLACES}

@@ -106,6 +106,16 @@ def test_the_cache_never_serves_what_somebody_else_replaced_or_deleted(tiny_mode
         mine["ada"]
 
 
+def test_whoever_is_deleted_meanwhile_is_not_among_the_items(tiny_model, place):
+    mine, theirs = PersonStore(place, tiny_model), PersonStore(place, tiny_model)
+    mine.update({name: person_of(tiny_model, seed) for seed, name in enumerate("abc")})
+    found = iter(mine.items())
+    first = next(found)
+    del theirs["b"]
+    assert [name for name, _ in (first, *found)] == ["a", "c"]
+    assert same(dict(mine.items())["c"], person_of(tiny_model, 2))
+
+
 def write_people(place: str, model: MetaGPEN, writer: int, count: int) -> None:
     store = PersonStore(place, model)
     for i in range(count):

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import ItemsView, Iterator, MutableMapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 LONGEST = 160  # bytes of a file's name before its suffix; file systems allow 255
+
+
+class Items(ItemsView[str, "Person"]):
+    """A store's (name, Person), without those whom another process deletes meanwhile."""
+
+    def __iter__(self) -> Iterator[tuple[str, Person]]:
+        for name in self._mapping:
+            try:
+                person = self._mapping[name]
+            except PersonNotFound:
+                continue
+            yield name, person
 
 
 class PersonStore(MutableMapping[str, Person]):
@@ -106,6 +118,9 @@ class PersonStore(MutableMapping[str, Person]):
     def __iter__(self) -> Iterator[str]:
         """Names as one listing of the folder found them, sorted by file; nobody is loaded."""
         return (name for path in self._listing() if (name := self._name(path)) is not None)
+
+    def items(self) -> ItemsView[str, Person]:
+        return Items(self)
 
     def __len__(self) -> int:
         return len(self._listing())

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .. import recognise
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, DataError, PersonNotFound
 from ..model import MetaGPEN
 from ..person import Person
+from ..tensors import some
 
 SAME_PERSON = 0.35
 """Cosine to a template from which a face counts as that person's, for the embedded recogniser. Of the pairs of
@@ -36,16 +37,14 @@ class Gallery:
 
     persons: {name: Person}, a PersonStore too: only the templates stay in memory. recogniser: default the one that the
     model's card names. Persons without a template of that recogniser (files of earlier versions) cannot be told from
-    others and are left out with a warning; only as the only Person given do they need none. Raises CheckpointError
-    where several are given and nobody has one.
+    others and are left out with a warning, and so are those of a store whose files cannot be read; only as the only
+    Person given do they need none. Raises CheckpointError where several are given and nobody has one, or can be read.
     """
 
     def __init__(self, persons: Mapping[str, Person], model: MetaGPEN, recogniser: recognise.Recogniser | None = None):
-        if strange := [name for name, person in persons.items() if not isinstance(person, Person)]:
-            raise DataError(f"persons: {strange[0]} is no Person; read files with metagpen.Person.load(file, model)")
         self.persons, self.model = persons, model
-        found = [(name, person.template, person.metadata.get("recogniser")) for name, person in persons.items()]
-        self.only = found[0][0] if len(found) == 1 else None
+        found, damaged = templates_of(persons)
+        self.only = found[0][0] if len(found) == 1 and not damaged else None
         if recogniser is None and any(template is not None for _, template, _ in found):
             recogniser = recognise.load(model.card.get("recogniser", "embedded"), device=str(model.device))
         self.recogniser = None if recogniser is None else recogniser.to(model.device)
@@ -55,7 +54,7 @@ class Gallery:
         self.templates = normalize(torch.stack([template for _, template in known]), dim=1) if known else None
         without = sorted({name for name, _, _ in found} - set(self.names))
         if without and self.only is None:
-            who = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+            who = some(without, 3)
             if not known:
                 raise CheckpointError(f"{who}: no template in these Person files, so nobody can be told from the "
                                       "others; adapt again from the photos, or restore with one Person at a time")
@@ -95,6 +94,31 @@ class Gallery:
         if self.model.start is None:
             return [True] * len(crops)
         return (self.model.start.gate.severity(crops.to(self.model.device)) < LEGIBLE).tolist()
+
+
+def templates_of(persons: Mapping[str, Person]) -> tuple[list[tuple[str, Tensor | None, str | None]], list[str]]:
+    """(name, template, its recogniser's name) of everybody who can be read, and who else is there, of whom it warns.
+
+    Raises CheckpointError where nobody can be read, DataError for what is no Person.
+    """
+    found, damaged = [], {}
+    for name in persons:
+        try:
+            person = persons[name]
+        except PersonNotFound:  # deleted by another process since the store was listed
+            continue
+        except CheckpointError as error:
+            damaged[name] = error
+            continue
+        if not isinstance(person, Person):
+            raise DataError(f"persons: {name} is no Person; read files with metagpen.Person.load(file, model)")
+        found.append((name, person.template, person.metadata.get("recogniser")))
+    if damaged:
+        first = next(iter(damaged.values()))
+        if not found:
+            raise first
+        warnings.warn(f"{some(list(damaged), 3)}: left out; {first}", FaceWarning, stacklevel=3)
+    return found, list(damaged)
 
 
 Persons = Gallery | Person | Mapping[str, Person] | Sequence[Person] | None
