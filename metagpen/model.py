@@ -18,7 +18,8 @@ from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
 from .tensors import differences, read_tensors, shapes, write_tensors
 
-FORMAT = "metagpen-model-4"
+FAMILY = "metagpen-model-"  # what the formats of all versions begin with
+FORMAT = f"{FAMILY}4"
 
 
 class MetaGPEN(nn.Module):
@@ -132,9 +133,12 @@ class MetaGPEN(nn.Module):
     def from_file(cls, path: str | Path) -> MetaGPEN:
         """Read what `save` wrote, as float32. Raises CheckpointError for anything else."""
         stored, header = read_tensors(path)
-        if header.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: a safetensors file, but not a metagpen model (format "
-                                  f"{header.get('format')!r}, expected {FORMAT!r})")
+        found = header.get("format", "")
+        if found != FORMAT:
+            what, cure = "a safetensors file, but not a metagpen model", ""
+            if found.startswith(FAMILY):
+                what, cure = "a metagpen model of another version", "; read it with the metagpen that wrote it"
+            raise CheckpointError(f"{path}: {what} (format {found!r}, expected {FORMAT!r}){cure}")
         try:
             return cls._built(header, {name: value.float() for name, value in stored.items()})
         except Exception as error:  # a header written by hand can say anything

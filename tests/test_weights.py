@@ -65,6 +65,18 @@ def test_our_file_keeps_start_card_and_fingerprint(tiny_model, tmp_path):
     assert torch.equal(model.start(identity), halved.start(identity))
 
 
+def test_a_model_of_another_version_is_told_from_a_foreign_file(tiny_model, tmp_path):
+    tensors = {name: value.contiguous().clone() for name, value in tiny_model.state_dict().items()}
+    save_file(tensors, tmp_path / "newer.safetensors", {"format": "metagpen-model-5"})
+    with pytest.raises(CheckpointError, match="newer.safetensors: a metagpen model of another version .*model-5"):
+        metagpen.load(tmp_path / "newer.safetensors")
+    save_file(tensors, tmp_path / "foreign.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="not a metagpen model"):
+        MetaGPEN.from_file(tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not a GPEN generator"):
+        metagpen.load(tmp_path / "foreign.safetensors")
+
+
 def test_missing_unexpected_and_misshapen_keys_are_named(tiny_model):
     state = dict(tiny_model.gpen.state_dict())
     state["extra.weight"] = state.pop("generator.conv1.noise.weight")

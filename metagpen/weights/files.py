@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..gpen import GPEN
-from ..model import FORMAT, MetaGPEN
+from ..model import FAMILY, MetaGPEN
 from ..tensors import differences, read_tensors, shapes, some, unpickled_tensors
 from .catalogue import CATALOGUE, fetch, unknown_name
 
@@ -45,12 +45,12 @@ def load(source: str | Path = "embedded", device: str | torch.device = "cpu") ->
 
 
 def is_metagpen(path: Path) -> bool:
-    """Whether a file is what `MetaGPEN.save` writes."""
+    """Whether a file is what `MetaGPEN.save` of some version writes."""
     if path.suffix != ".safetensors":
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+            return (file.metadata() or {}).get("format", "").startswith(FAMILY)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
