@@ -16,7 +16,7 @@ from .person.adapter import Parameters
 from .person.bases import DecoderBases
 from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
-from .tensors import differences, read_tensors, shapes, write_tensors
+from .tensors import differences, read_tensors, shapes, some, write_tensors
 
 FAMILY = "metagpen-model-"  # what the formats of all versions begin with
 FORMAT = f"{FAMILY}4"
@@ -121,8 +121,16 @@ class MetaGPEN(nn.Module):
         return self.gpen(images, self.look(images)[1]).clamp(-1, 1)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-        """Write one safetensors file: tensors, the arguments that shape them, and the card."""
+        """Write one safetensors file: tensors, the arguments that shape them, and the card.
+
+        float16, the default, rounds: the model that the file holds has another fingerprint, and Persons learned on this
+        one do not fit it. Learn people on the model as it was loaded, or save as torch.float32. Raises CheckpointError,
+        and writes nothing, where a number is none or too large for `dtype`.
+        """
         tensors = {k: v.detach().cpu().to(dtype) for k, v in self.state_dict().items()}
+        if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
+            raise CheckpointError(f"{path}: not written, because {some(broken)} would hold numbers that are not "
+                                  "finite; save with dtype=torch.float32, or go back to a model that is sound")
         header = {"format": FORMAT, "gpen": json.dumps(self.gpen.config.to_dict()),
                   "start": json.dumps(self.start.config() if self.start else None),
                   "rule": json.dumps(self.rule.to_dict() if self.rule else None),

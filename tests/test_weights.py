@@ -65,6 +65,20 @@ def test_our_file_keeps_start_card_and_fingerprint(tiny_model, tmp_path):
     assert torch.equal(model.start(identity), halved.start(identity))
 
 
+def test_a_saved_model_is_rounded_and_never_to_infinity(tiny_model, tmp_path):
+    file = tiny_model.save(tmp_path / "model.safetensors")
+    saved = metagpen.load(file)
+    assert saved.fingerprint != tiny_model.fingerprint
+    assert metagpen.load(saved.save(tmp_path / "again.safetensors")).fingerprint == saved.fingerprint
+    before = file.read_bytes()
+    with torch.no_grad():
+        tiny_model.gpen.final_linear[0].bias[0] = 1e5
+    with pytest.raises(CheckpointError, match="model.safetensors: not written, because gpen.final_linear.0.bias"):
+        tiny_model.save(file)
+    assert file.read_bytes() == before
+    assert metagpen.load(tiny_model.save(file, torch.float32)).gpen.final_linear[0].bias[0] == 1e5
+
+
 def test_a_model_of_another_version_is_told_from_a_foreign_file(tiny_model, tmp_path):
     tensors = {name: value.contiguous().clone() for name, value in tiny_model.state_dict().items()}
     save_file(tensors, tmp_path / "newer.safetensors", {"format": "metagpen-model-5"})
