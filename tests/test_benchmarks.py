@@ -201,7 +201,7 @@ def evidence(tmp_path, monkeypatch):
         "curve_128": [*alone, *ours, ("lora-4", 5, 32), ("full-x4", 5, 32), ("wrong-person", 5, 32),
                       ("finetune@n-x4", 5, 32), ("reference-average", 5, 0)],
         "curve_start": [*alone, ("adapt", 5, 0), ("adapt", 5, 32), ("start-full-x4", 5, 32), ("no-start", 5, 32)],
-        "curve_16": [*alone, *((method, shots, 32) for method in ("adapt", "lora-16-x16") for shots in (1, 4, 16))],
+        "curve_16": [*alone, *(("adapt", shots, 32) for shots in (1, 4, 16)), ("lora-16-x16", 16, 32)],
         "curve_128_long": [*alone, ("adapt", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
         "curve_strength": [*alone, ("strength-50", 5, 32), ("adapt", 5, 32)],
         "curve_london": [*alone, ("adapt", 1, 32)],
@@ -228,7 +228,7 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     assert "| 2 | +0.320 [+0.320, +0.320] |" in page, "two photos"
     assert "| adapt, 0 steps; 16 px | +0.050" in page
     assert "| every weight, from our start at 4 times its rates, 32 steps; 8 px | +0.200" in page
-    assert "| adapt; 16 px, identity | +0.030 [+0.030, +0.030] | +0.120 [+0.120, +0.120] |" in page, "1 to 4 to 16"
+    assert "| 16 px, identity | +0.030 [+0.030, +0.030] | +0.120 [+0.120, +0.120] |" in page, "1 to 4 to 16"
     assert "gains | +0.350 against +0.150: 2.33 times | reached |" in page
     assert "the closest is *every weight at 4 times its rates* | +0.150 [+0.150, +0.150] | reached |" in page
     assert "| fine-tune, its schedule cut to n steps, 500 steps; 8 px | +0.200" in page
