@@ -72,6 +72,11 @@ def test_every_photo_tells_what_was_measured(model):
         assert photo.view.size == (measures.VIEW, measures.VIEW)
 
 
+def test_photos_can_be_compared_and_collected(model):
+    first, second = metagpen.check_album(model, BOB[:2]).photos
+    assert first != second and [first, second].index(second) == 1 and len({first, first.face, second.face}) == 3
+
+
 def test_of_several_faces_the_one_of_the_album_is_taken(model):
     together = side_by_side(STRANGER, BOB[3])
     report = metagpen.check_album(model, [*BOB[:3], together])

@@ -306,6 +306,12 @@ def test_damaged_and_foreign_files_are_named(tiny_model, tmp_path):
         Person.load(tmp_path / "missing.safetensors", tiny_model)
 
 
+def test_people_can_be_compared_searched_and_collected(tiny_model):
+    spec = AdapterSpec(1, 2)
+    ada, eve = (Person(tiny_model, spec, somebody(tiny_model, spec), template=torch.ones(8)) for _ in range(2))
+    assert ada == ada and ada != eve and [ada, eve].index(eve) == 1 and len({ada, eve, ada}) == 2
+
+
 def test_bad_arguments(tiny_model):
     person = Person.generic(tiny_model)
     with pytest.raises(ConfigError, match="strength"):

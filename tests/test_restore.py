@@ -441,6 +441,13 @@ def test_persons_that_are_none_are_named(tiny_model, tiny_recogniser):
             restore_photo(tiny_model, smooth_photo(), persons, recogniser=tiny_recogniser)
 
 
+def test_what_is_found_can_be_compared_and_collected(tiny_model, faces_at):
+    faces_at((20, 20, 60), (90, 30, 40))
+    photo = restore_photo(tiny_model, smooth_photo())
+    first, second = photo.faces
+    assert first != second and photo.faces.index(second) == 1 and len({photo, first, second}) == 3
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")

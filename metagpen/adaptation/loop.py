@@ -106,7 +106,7 @@ class AdaptConfig(Config):
         return self.model_copy(update={**model.rule.spec.to_dict(), "optimiser": model.rule.config.optimiser})
 
 
-@dataclass
+@dataclass(eq=False)  # tensors have no single answer to ==
 class Album:
     """One person's aligned photos: crops [K, 3, S, S] in [-1, 1] and landmarks [K, 5, 2] in their pixels."""
 

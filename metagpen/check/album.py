@@ -43,7 +43,7 @@ MOST_FACES = 12  # of a photo that are looked at, the largest
 ENOUGH = 1024  # pixels of a face's side beyond which a copy is not better for having more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
 class Seen:
     """One face of a photo. side: its crop's in photo pixels. view: the crop with measures.VIEW pixels."""
 
@@ -60,7 +60,7 @@ class Seen:
         return not any(limit.stops for limit in self.limits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PhotoReport:
     """What is known about one photo of an album, seen at the face that the others agree with (else the largest).
 

@@ -31,7 +31,7 @@ LEFT_RIGHT = [1, 0, 2, 4, 3]
 MAX_REACH = 0.75  # crop share outside the photo beyond which landmarks cannot belong to it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
 class AlignedFace:
     """A face cut out of a photo.
 

@@ -31,7 +31,7 @@ MAX_OUTSIDE = 0.35
 """Largest share of the crop that may lie outside the photo."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
 class Face:
     """A detected face: box [4] x0, y0, x1, y1 and landmarks [5, 2] in photo pixels; score in [0, 1]."""
 

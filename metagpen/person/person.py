@@ -23,7 +23,7 @@ FORMAT = "metagpen-person-1"
 TEMPLATE = "recogniser.template"  # its name in the file, beside the parameters
 
 
-@dataclass(repr=False)
+@dataclass(eq=False, repr=False)  # tensors have no single answer to ==: a Person is equal to itself alone
 class Person:
     """One person's adapter on a model that many people share.
 

@@ -40,7 +40,7 @@ SMALLEST_FACE = 12.0  # side of the crop in photo pixels; restoring may start fr
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
 class FoundFace:
     """A face of a photo and what was done with it.
 
@@ -68,7 +68,7 @@ class FoundFace:
         return f"{self.person}{cosine}" + (" (too degraded to tell, or somebody else)" if unsure else "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RestoredPhoto:
     """The restored photo and its faces, the largest first."""
 
@@ -127,7 +127,7 @@ def sweep(model: MetaGPEN, photo: PhotoSource, persons: Persons, strengths: Sequ
     return lines
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cut:
     """A face of a photo: cut out, or with the reason why not."""
 
