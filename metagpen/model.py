@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, PhotoError
 from .gpen import GPEN
-from .person.adapter import Parameters
+from .person.adapter import AdapterSpec, Parameters, personal_forward
 from .person.bases import DecoderBases
 from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
@@ -119,6 +119,16 @@ class MetaGPEN(nn.Module):
         """The generic restoration of aligned faces [B, 3, S, S] in [-1, 1]; same shape, clamped to [-1, 1]."""
         images = self.faces(images)
         return self.gpen(images, self.look(images)[1]).clamp(-1, 1)
+
+    @torch.no_grad()
+    def restore_people(self, images: Tensor, parameters: Parameters, spec: AdapterSpec,
+                       strength: float | Tensor = 1.0) -> Tensor:
+        """`restore` with the parameters [P, ...] of people, images person-major [P·B, 3, S, S]: same shape, clamped to
+        [-1, 1]. parameters, spec, strength: see `personal_forward`."""
+        images = self.faces(images)
+        share, filling = self.look(images)
+        return personal_forward(self.gpen, images, parameters, spec, strength, share=share, filling=filling,
+                                bases=self.bases_of(spec.decoder_rank)).clamp(-1, 1)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file: tensors, the arguments that shape them, and the card.

@@ -234,16 +234,16 @@ def test_photos_of_different_people_in_one_batch_equal_one_at_a_time(tiny_model,
 
 
 def test_one_spec_is_one_pass(tiny_model, monkeypatch):
-    from metagpen.person import serving
+    from metagpen import model
 
     sizes = []
 
     def counted(gpen, images, parameters, *rest, **more):
         sizes.append((len(images), len(parameters["latent.offset"])))
-        return serving_forward(gpen, images, parameters, *rest, **more)
+        return forward(gpen, images, parameters, *rest, **more)
 
-    serving_forward = serving.personal_forward
-    monkeypatch.setattr(serving, "personal_forward", counted)
+    forward = model.personal_forward
+    monkeypatch.setattr(model, "personal_forward", counted)
     ada, bob = (person_of(tiny_model, seed) for seed in (0, 1))
     restore_many(tiny_model, [ada, bob, ada, bob, ada, ada], torch.zeros(6, 3, 16, 16))
     assert sizes == [(6, 3)]  # ada stands for two images twice, bob once

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from ..faces import PhotoSource
 from ..tensors import differences, pack_tensors, some, unpack_tensors, write_tensors
-from .adapter import AdapterSpec, Parameters, new_parameters, parameter_shapes, personal_forward
+from .adapter import AdapterSpec, Parameters, new_parameters, parameter_shapes
 
 if TYPE_CHECKING:
     from ..model import MetaGPEN
@@ -49,7 +49,6 @@ class Person:
         spec = AdapterSpec(tail_blocks=0, tail_rank=1)
         return cls(model, spec, new_parameters(model.gpen, spec, 1, torch.Generator()), {"shots": 0, "steps": 0})
 
-    @torch.no_grad()
     def restore_batch(self, images: Tensor, strength: float = 1.0) -> Tensor:
         """Aligned faces [B, 3, S, S] in [-1, 1] -> restored, same shape, clamped to [-1, 1].
 
@@ -57,12 +56,7 @@ class Person:
         """
         if not 0 <= strength <= 1:
             raise ConfigError(f"strength must lie in [0, 1], not {strength}")
-        images = self.model.faces(images)
-        share, filling = self.model.look(images)
-        restored = personal_forward(self.model.gpen, images, self.parameters_on(self.model.device), self.spec, strength,
-                                    share=share, filling=filling,
-                                    bases=self.model.bases_of(self.spec.decoder_rank))
-        return restored.clamp(-1, 1)
+        return self.model.restore_people(images, self.parameters_on(self.model.device), self.spec, strength)
 
     def parameters_on(self, device: torch.device) -> Parameters:
         """The parameters on a device: a model may have been moved since the Person was learned."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from .adapter import AdapterSpec, personal_forward
+from .adapter import AdapterSpec
 from .person import Person
 
 if TYPE_CHECKING:
@@ -34,18 +34,14 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
     strengths = check(model, persons, len(images), strength, batch)
     restored = torch.empty(images.shape, device=model.device)
     for chosen in passes(persons, strengths, batch):
-        part = model.faces(images[chosen])
         if not strengths[chosen[0]]:
-            restored[chosen] = model.restore(part)
+            restored[chosen] = model.restore(images[chosen])
             continue
         together = people_of([persons[i] for i in chosen])
         each = [person.parameters_on(model.device) for person in together]
         parameters = {name: torch.cat([own[name] for own in each]) for name in each[0]}
-        own = torch.tensor([strengths[i] for i in chosen]).to(part)
-        share, filling = model.look(part)
-        restored[chosen] = personal_forward(model.gpen, part, parameters, together[0].spec, own, share=share,
-                                            filling=filling,
-                                            bases=model.bases_of(together[0].spec.decoder_rank)).clamp(-1, 1)
+        own = torch.tensor([strengths[i] for i in chosen], device=model.device)
+        restored[chosen] = model.restore_people(images[chosen], parameters, together[0].spec, own)
     return restored
 
 
