@@ -226,9 +226,7 @@ def adapt(
     network = metagpen.load(model, device=pick_device(device))
     chosen = files if keep_all else photos_that_serve(network, files, best)
     with spoken_warnings():
-        person = metagpen.adapt(
-            network, chosen, settings.steps, start=settings.start, seed=settings.seed, config=settings, progress=True
-        )
+        person = metagpen.adapt(network, chosen, config=settings, progress=True)
     file = person.save(output)
     out.print(f"Learned from {len(chosen)} photo(s) in {person.metadata['seconds']} s: {file.resolve()}")
 
@@ -306,10 +304,8 @@ def adapt_many(
         failed.append(name)
         say_error(f"{name}: {in_words(error)}")
 
-    metagpen.adapt_many(
-        store.model, people, settings.steps, start=settings.start, seed=settings.seed, config=settings, store=store,
-        on_error=report, engine=engine, workers=workers, progress=True,
-    )
+    metagpen.adapt_many(store.model, people, config=settings, store=store, on_error=report, engine=engine,
+                        workers=workers, progress=True)
     lost = f" ({len(failed)} could not be learned)" if failed else ""
     out.print(f"{len(store)} people are in {output}{lost}")
     if failed:

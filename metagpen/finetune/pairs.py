@@ -90,12 +90,11 @@ def photos_by_stem(folder: Path) -> dict[str, Path]:
 
 def read_pair(sharp: Path, poor: Path | None, size: int, aligned: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """(truth [3, size, size], degraded or None, landmarks [5, 2]) of one pair."""
-    photo = load_photo(sharp)
     face = single_face(sharp, size, aligned=aligned)
     truth, landmarks = to_tensor(face.image), torch.as_tensor(face.landmarks, dtype=torch.float32)
     if poor is None:
         return truth, None, landmarks
-    other = load_photo(poor)
+    photo, other = load_photo(sharp), load_photo(poor)
     ratio = photo.width / other.width
     if abs(photo.height - ratio * other.height) > ratio or not 0.99 < ratio <= LARGEST_RATIO:
         raise PhotoError(f"{describe(poor)} is {other.width}x{other.height} and its partner {photo.width}x"

@@ -39,9 +39,8 @@ def folded(person: Person, strength: float = 1.0) -> GPEN:
         conv.weight += strength * expand(parameters, f"tail.{k}.weight", conv.weight.shape)[0]
         activation.bias += strength * parameters[f"tail.{k}.bias"][0]
     linear = gpen.final_linear[0]
-    if "linear.bias" in parameters:
-        linear.weight += strength * expand(parameters, "linear.weight", linear.weight.shape)[0]
-        linear.bias += strength * parameters["linear.bias"][0]
+    linear.weight += strength * expand(parameters, "linear.weight", linear.weight.shape)[0]
+    linear.bias += strength * parameters["linear.bias"][0]
     for modulation, layer in modulations(gpen.generator):
         offset = strength * parameters["latent.offset"][0, layer]
         modulation.bias += modulation.weight @ offset * (modulation.scale / modulation.lr_mul)
