@@ -36,7 +36,7 @@ class MetaGPEN(nn.Module):
         super().__init__()
         self.gpen, self.start, self.rule, self.bases, self.card = gpen, start, rule, bases, dict(card or {})
         self._fingerprint: str | None = None
-        self._random_bases: dict[int, DecoderBases] = {}
+        self._random_bases: dict[tuple[int, torch.device, torch.dtype], DecoderBases] = {}
 
     @property
     def size(self) -> int:
@@ -46,6 +46,11 @@ class MetaGPEN(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.gpen.ecd0[0][0].weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision it restores in: that of its weights, float32 unless `to` changed it."""
+        return self.gpen.ecd0[0][0].weight.dtype
 
     @property
     def fingerprint(self) -> str:
@@ -96,9 +101,10 @@ class MetaGPEN(nn.Module):
             return None
         if self.bases is not None:
             return self.bases.of(rank)
-        if rank not in self._random_bases or self._random_bases[rank].filters[0].device != self.device:
-            self._random_bases[rank] = DecoderBases.random(self.gpen, rank)
-        return self._random_bases[rank].of(rank)
+        key = rank, self.device, self.dtype
+        if key not in self._random_bases:
+            self._random_bases[key] = DecoderBases.random(self.gpen, rank)
+        return self._random_bases[key].of(rank)
 
     def check_faces(self, images: Tensor) -> None:
         """Raises PhotoError unless these are floats [B, 3, S, S]."""
@@ -112,7 +118,7 @@ class MetaGPEN(nn.Module):
         """Aligned faces [B, 3, S, S] in [-1, 1] as the network takes them: where it lies, in its precision, and in the
         layout that is faster on CPUs. Raises PhotoError as `check_faces`."""
         self.check_faces(images)
-        return images.to(self.gpen.ecd0[0][0].weight, memory_format=torch.channels_last)
+        return images.to(self.device, self.dtype, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def restore(self, images: Tensor) -> Tensor:
@@ -123,9 +129,12 @@ class MetaGPEN(nn.Module):
     @torch.no_grad()
     def restore_people(self, images: Tensor, parameters: Parameters, spec: AdapterSpec,
                        strength: float | Tensor = 1.0) -> Tensor:
-        """`restore` with the parameters [P, ...] of people, images person-major [P·B, 3, S, S]: same shape, clamped to
-        [-1, 1]. parameters, spec, strength: see `personal_forward`."""
+        """`restore` with the parameters [P, ...] of people, wherever these lie and in whatever precision: images
+        person-major [P·B, 3, S, S] -> same shape, clamped to [-1, 1]. spec, strength: see `personal_forward`."""
         images = self.faces(images)
+        if not len(images):
+            return images
+        parameters = {name: value.to(images) for name, value in parameters.items()}
         share, filling = self.look(images)
         return personal_forward(self.gpen, images, parameters, spec, strength, share=share, filling=filling,
                                 bases=self.bases_of(spec.decoder_rank)).clamp(-1, 1)

@@ -89,6 +89,15 @@ def test_zero_steps_is_the_start_and_without_it_nobody(tiny_model, tiny_recognis
     assert not nobody.parameters["latent.offset"].any() and nobody.metadata["start"] is False
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.float16, torch.bfloat16])
+def test_people_are_learned_in_float32(tiny_model, tiny_recogniser, precision):
+    tiny_model.to(precision)
+    for learn in (lambda: adapt(tiny_model, faces(1), steps=0, recogniser=tiny_recogniser),
+                  lambda: adapt_many(tiny_model, {"ada": faces(1)}, steps=0, recogniser=tiny_recogniser)):
+        with pytest.raises(ConfigError, match="learned in float32, and this model is in (float64|float16|bfloat16)"):
+            learn()
+
+
 def test_stage_two_moves_the_person_and_not_the_critic(tiny_model, tiny_recogniser):
     critic = Discriminator(16, 1, 0.03125)
     state = {k: v.clone() for k, v in critic.state_dict().items()}

@@ -441,6 +441,18 @@ def test_persons_that_are_none_are_named(tiny_model, tiny_recogniser):
             restore_photo(tiny_model, smooth_photo(), persons, recogniser=tiny_recogniser)
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_model_in_another_precision_restores_photos(tiny_model, tiny_recogniser, faces_at, precision):
+    faces_at((20, 20, 60), (90, 30, 40))
+    known = {"ada": somebody(tiny_model, 1), "bob": somebody(tiny_model, 2)}
+    tiny_model.to(precision)
+    found = restore_photo(tiny_model, smooth_photo(), known, null_space=True, once=False, recogniser=tiny_recogniser)
+    assert len(found.faces) == 2 and found.image.size == (160, 120)
+    with pytest.warns(FaceWarning, match="not checked"):
+        face = somebody(tiny_model, 1, template=False).restore(smooth_photo(16, 16), aligned=True, null_space=True)
+    assert face.size == (16, 16)
+
+
 def test_what_is_found_can_be_compared_and_collected(tiny_model, faces_at):
     faces_at((20, 20, 60), (90, 30, 40))
     photo = restore_photo(tiny_model, smooth_photo())

@@ -233,6 +233,29 @@ def test_photos_of_different_people_in_one_batch_equal_one_at_a_time(tiny_model,
     assert metagpen.restore_many is restore_many
 
 
+@pytest.mark.parametrize("precision, near", [(torch.float64, 1e-5), (torch.float16, 0.02), (torch.bfloat16, 0.2)])
+def test_a_model_in_another_precision_restores(tiny_model, precision, near):
+    specs = (AdapterSpec(2, 2, 1), AdapterSpec(1, 0, 0, decoder_rank=2))
+    ada, bob = (person_of(tiny_model, seed, spec) for seed, spec in enumerate(specs))
+    images, strengths = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1, [1, 0.5, 0, 1]
+    persons = [ada, bob, ada, bob]
+    expected = restore_many(tiny_model, persons, images, strengths)
+    tiny_model.to(precision)
+    together = restore_many(tiny_model, persons, images, strengths)
+    alone = torch.cat([p.restore_batch(image[None], s) for p, image, s in zip(persons, images, strengths)])
+    assert together.dtype == alone.dtype == precision
+    for found in (together, alone):
+        assert (found - expected).abs().max() < near
+
+
+@pytest.mark.parametrize("spec", [*SPECS[1:], AdapterSpec(0, 1, 0, decoder_rank=2)])
+def test_no_photos_are_restored_as_none(tiny_model, spec):
+    person, nothing = person_of(tiny_model, 0, spec), torch.zeros(0, 3, 16, 16)
+    for restored in (person.restore_batch(nothing), person.restore_batch(nothing, 0), tiny_model.restore(nothing),
+                     restore_many(tiny_model, [], nothing)):
+        assert restored.shape == nothing.shape
+
+
 def test_one_spec_is_one_pass(tiny_model, monkeypatch):
     from metagpen import model
 

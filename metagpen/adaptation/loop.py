@@ -166,7 +166,10 @@ def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int | 
 
 def settled(caller: str, model: MetaGPEN, config: AdaptConfig | None, **given: Any) -> AdaptConfig:
     """The configuration with what was given (not None) apart from it. Raises ConfigError for impossible or idle
-    settings."""
+    settings, and for a model that is not in float32."""
+    if model.dtype != torch.float32:
+        raise ConfigError(f"people are learned in float32, and this model is in {str(model.dtype).split('.')[1]}; load "
+                          "it anew, and change its precision afterwards")
     given = {key: value for key, value in given.items() if value is not None}
     found = AdaptConfig.from_dict({**(config or AdaptConfig()).model_dump(exclude_unset=True), **given}, source=caller)
     found.check_rule(model)

@@ -56,11 +56,7 @@ class Person:
         """
         if not 0 <= strength <= 1:
             raise ConfigError(f"strength must lie in [0, 1], not {strength}")
-        return self.model.restore_people(images, self.parameters_on(self.model.device), self.spec, strength)
-
-    def parameters_on(self, device: torch.device) -> Parameters:
-        """The parameters on a device: a model may have been moved since the Person was learned."""
-        return {name: value.to(device) for name, value in self.parameters.items()}
+        return self.model.restore_people(images, self.parameters, self.spec, strength)
 
     def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False, *,
                 null_space: bool = False) -> Image.Image:

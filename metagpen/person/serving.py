@@ -32,15 +32,15 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
     """
     model.check_faces(images)
     strengths = check(model, persons, len(images), strength, batch)
-    restored = torch.empty(images.shape, device=model.device)
+    restored = torch.empty(images.shape, device=model.device, dtype=model.dtype)
     for chosen in passes(persons, strengths, batch):
         if not strengths[chosen[0]]:
             restored[chosen] = model.restore(images[chosen])
             continue
         together = people_of([persons[i] for i in chosen])
-        each = [person.parameters_on(model.device) for person in together]
-        parameters = {name: torch.cat([own[name] for own in each]) for name in each[0]}
-        own = torch.tensor([strengths[i] for i in chosen], device=model.device)
+        parameters = {name: torch.cat([person.parameters[name].to(model.device) for person in together])
+                      for name in together[0].parameters}
+        own = torch.tensor([strengths[i] for i in chosen], device=model.device, dtype=model.dtype)
         restored[chosen] = model.restore_people(images[chosen], parameters, together[0].spec, own)
     return restored
 

@@ -93,7 +93,7 @@ class Gallery:
         """Whether faces [F, 3, S, S] still say whose they are, as the gate judges; without one all do."""
         if self.model.start is None:
             return [True] * len(crops)
-        return (self.model.start.gate.severity(crops.to(self.model.device)) < LEGIBLE).tolist()
+        return (self.model.start.gate.severity(crops.to(self.model.device, self.model.dtype)) < LEGIBLE).tolist()
 
 
 def templates_of(persons: Mapping[str, Person]) -> tuple[list[tuple[str, Tensor | None, str | None]], list[str]]:

@@ -180,7 +180,7 @@ class FaceBatch:
         self.boxes, self.faces = zip(*((cut.box, cut.face) for cut in cuts if cut.face is not None))
         self.crops = torch.stack([to_tensor(face.image) for face in self.faces])
         nobody = [Person.generic(model)] * len(self.crops)
-        self.generic = restore_many(model, nobody, self.crops, 0.0).cpu()
+        self.generic = restore_many(model, nobody, self.crops, 0.0).float().cpu()
         self.legible = gallery.legible(self.crops)
         self.who, self.cosine = self.match(name, once)
 
@@ -219,7 +219,7 @@ class FaceBatch:
         restored = self.generic.clone()
         if mine and strength:
             persons = [self.gallery.persons[self.who[i]] for i in mine]
-            personal = restore_many(self.model, persons, self.crops[mine], strength).cpu()
+            personal = restore_many(self.model, persons, self.crops[mine], strength).float().cpu()
             restored[mine] = join(self.generic[mine], personal).clamp(-1, 1) if null_space else personal
         return restored
 
