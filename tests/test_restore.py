@@ -441,6 +441,22 @@ def test_persons_that_are_none_are_named(tiny_model, tiny_recogniser):
             restore_photo(tiny_model, smooth_photo(), persons, recogniser=tiny_recogniser)
 
 
+def test_a_strength_may_be_any_number(tiny_model, tiny_recogniser, faces_at):
+    faces_at((20, 20, 60))
+    photo, ada = smooth_photo(), somebody(tiny_model, 1)
+    known = Gallery({"ada": ada, "bob": ada}, tiny_model, tiny_recogniser)
+    known.only = "ada"  # so that the face is theirs whatever it shows
+    half = restore_photo(tiny_model, photo, known, strength=0.5)
+    for strength in (np.float32(0.5), np.array(0.5), torch.tensor(0.5)):
+        found = restore_photo(tiny_model, photo, known, strength=strength)
+        assert np.array_equal(np.asarray(found.image), np.asarray(half.image)) and found.faces[0].strength == 0.5
+        assert type(found.faces[0].strength) is float
+    strengths = np.linspace(0, 1, 3, dtype=np.float32)
+    for given in (strengths, torch.tensor(strengths)):
+        (line,) = sweep(tiny_model, photo, known, given)
+        assert [label for label, _ in line][1:] == ["strength 0", "strength 0.5", "strength 1"]
+
+
 @pytest.mark.parametrize("precision", [torch.float64, torch.float16, torch.bfloat16])
 def test_a_model_in_another_precision_restores_photos(tiny_model, tiny_recogniser, faces_at, precision):
     faces_at((20, 20, 60), (90, 30, 40))

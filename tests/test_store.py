@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 
+import numpy as np
 import pytest
 import torch
 from test_person import somebody
@@ -246,6 +247,14 @@ def test_a_model_in_another_precision_restores(tiny_model, precision, near):
     assert together.dtype == alone.dtype == precision
     for found in (together, alone):
         assert (found - expected).abs().max() < near
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, np.array, torch.tensor])
+@pytest.mark.parametrize("strength", [0, 1])
+def test_a_strength_may_be_any_number(tiny_model, number, strength):
+    person, images = person_of(tiny_model), torch.rand(2, 3, 16, 16)
+    for restore in (person.restore_batch, lambda images, given: restore_many(tiny_model, [person] * 2, images, given)):
+        assert torch.equal(restore(images, number(strength)), restore(images, strength))
 
 
 @pytest.mark.parametrize("spec", [*SPECS[1:], AdapterSpec(0, 1, 0, decoder_rank=2)])

@@ -56,7 +56,7 @@ class Person:
         """
         if not 0 <= strength <= 1:
             raise ConfigError(f"strength must lie in [0, 1], not {strength}")
-        return self.model.restore_people(images, self.parameters, self.spec, strength)
+        return self.model.restore_people(images, self.parameters, self.spec, float(strength))
 
     def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False, *,
                 null_space: bool = False) -> Image.Image:

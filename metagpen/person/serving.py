@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
 def check(model: MetaGPEN, persons: Sequence[Person], images: int, strength: float | Sequence[float],
           batch: int) -> list[float]:
     """The strength of each image, after everything that was given beside them has been looked at."""
-    strengths = [float(strength)] * images if isinstance(strength, (int, float)) else [float(s) for s in strength]
+    strengths = [float(s) for s in strength] if np.iterable(strength) else [float(strength)] * images
     if not images == len(persons) == len(strengths):
         raise ConfigError(f"{images} images, {len(persons)} persons, {len(strengths)} strengths: one of each per "
                           "image is needed")

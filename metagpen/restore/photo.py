@@ -93,6 +93,7 @@ def restore_photo(model: MetaGPEN, photo: PhotoSource, persons: Persons = None, 
     """
     if not 0 <= strength <= 1:
         raise ConfigError(f"strength must lie in [0, 1], not {strength}")
+    strength = float(strength)  # which may be numpy's or a tensor
     gallery = Gallery.of(persons, model, recogniser)
     picture, extras = load_with_extras(photo)
     name = describe(photo)
