@@ -26,7 +26,7 @@ from metagpen.faces import (
     with_extras,
 )
 from metagpen.person import AdapterSpec, Person, PersonStore, new_parameters
-from metagpen.restore import FaceWarning, Gallery, null_space, restore_photo, sweep
+from metagpen.restore import FaceWarning, Gallery, null_space, paste, restore_photo, sweep
 from metagpen.restore.matching import SAME_PERSON, assign
 from metagpen.restore.null_space import default_side, enlarge, reduce
 from metagpen.restore.paste import agree_in_colour, paste_faces, soft_masks
@@ -306,6 +306,19 @@ def test_neighbours_do_not_cover_each_other():
     middle = 32 * (1 + 30 / (left.source_side / 2))  # of the line between the centres, 60 px apart in the photo
     shared = np.interp(middle - 0.5, range(64), first[32]) + np.interp(63.5 - middle, range(64), second[32])
     assert shared == pytest.approx(1, abs=0.02)
+
+
+def test_faces_far_apart_leave_each_others_masks_as_they_are(monkeypatch):
+    """Whom nobody looks at would change nothing, bit for bit."""
+    generator = np.random.default_rng(0)
+    photo, asked, plain = smooth_photo(400, 200), [], paste.far_apart
+    faces = [crop_face(photo, FFHQ_LANDMARKS * side + corner, 32) for side, corner in
+             ((generator.uniform(20, 45), generator.uniform(10, (340, 140))) for _ in range(24))]
+    monkeypatch.setattr(paste, "far_apart", lambda *given: asked.append(plain(*given)) or asked[-1])
+    masks = soft_masks(faces)
+    assert len(asked) == 24 * 23 and 0.2 < np.mean(asked) < 0.95
+    monkeypatch.setattr(paste, "far_apart", lambda *given: False)
+    assert all(np.array_equal(mask, whole) for mask, whole in zip(masks, soft_masks(faces), strict=True))
 
 
 def test_a_face_can_lie_on_a_larger_background(faces_at, tiny_model):

@@ -77,14 +77,28 @@ def soft_masks(faces: Sequence[AlignedFace]) -> list[np.ndarray]:
         distance = (np.abs(points) ** ROUNDNESS).sum(-1) ** (1 / ROUNDNESS)
         mask = smooth_step((1 - distance) / FEATHER)
         own = np.hypot(*np.moveaxis(points, -1, 0))
+        reach = own[mask > 0].max()
         for other in faces:
-            if other is not face:
-                centre = transform(transform(np.full((1, 2), other.image.width / 2), invert(other.matrix)), face.matrix)
-                theirs = np.hypot(*np.moveaxis(points - (2 * centre[0] / size - 1), -1, 0))
-                theirs = theirs * face.source_side / other.source_side
-                mask = mask * smooth_step((theirs - own) / OVERLAP + 0.5)
+            if other is face:
+                continue
+            centre = transform(transform(np.full((1, 2), other.image.width / 2), invert(other.matrix)), face.matrix)
+            centre = 2 * centre[0] / size - 1
+            if far_apart(centre, reach, face.source_side / other.source_side):
+                continue
+            theirs = np.hypot(*np.moveaxis(points - centre, -1, 0)) * face.source_side / other.source_side
+            mask = mask * smooth_step((theirs - own) / OVERLAP + 0.5)
         masks.append(mask)
     return masks
+
+
+def far_apart(centre: np.ndarray, reach: float, ratio: float) -> bool:
+    """Whether a neighbour takes nothing of a mask, by the triangle inequality.
+
+    centre: the neighbour's, [2]; reach: how far the mask goes from its own; both in half sides of the mask's crop, of
+    which the neighbour's has 1 / ratio. A point of the mask is at most `reach` from its own centre, and at least
+    (|centre| - reach) * ratio of the neighbour's half sides from the neighbour's.
+    """
+    return (np.hypot(*centre) - reach) * ratio - reach > OVERLAP / 2
 
 
 def smooth_step(x: np.ndarray) -> np.ndarray:
