@@ -4,6 +4,7 @@ import gc
 import math
 import warnings
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,11 +190,25 @@ def test_two_hundred_photos_are_looked_at_in_parts(tiny_model, tiny_recogniser):
     assert needed(200) == needed(32)
 
 
-def test_no_photo_and_a_bare_path_are_errors(tiny_model, tiny_recogniser, tmp_path):
+def test_photos_may_come_from_an_iterator(tiny_model, tiny_recogniser):
+    people = {name: adapt(tiny_model, photos, steps=0, recogniser=tiny_recogniser)
+              for name, photos in (("list", faces(3)), ("iterator", iter(faces(3))), ("tensor", torch.stack(faces(3))))}
+    assert all(equal(people["list"], person) and person.metadata["shots"] == 3 for person in people.values())
+
+
+@pytest.mark.parametrize("single", ["ada.jpg", Path("ada.jpg"), Image.new("RGB", (16, 16)), faces(1)[0],
+                                    np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)])
+def test_a_single_photo_in_place_of_a_list_is_an_error(tiny_model, tiny_recogniser, single):
+    with pytest.raises(PhotoError, match="ada.jpg|the given .* alone; put it in a list"):
+        adapt(tiny_model, single, recogniser=tiny_recogniser)
+
+
+def test_no_photo_and_what_holds_none_are_errors(tiny_model, tiny_recogniser, tmp_path):
     with pytest.raises(PhotoError, match="at least one photo"):
         adapt(tiny_model, [], recogniser=tiny_recogniser)
-    with pytest.raises(PhotoError, match="put it in a list"):
-        adapt(tiny_model, "ada.jpg", recogniser=tiny_recogniser)
+    for nothing in (None, 3, torch.tensor(1.0)):
+        with pytest.raises(PhotoError, match="expected a list of photos of one person, not"):
+            adapt(tiny_model, nothing, recogniser=tiny_recogniser)
     noise = tmp_path / "noise.png"
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(noise)
     with pytest.raises(PhotoError, match="noise.png"):

@@ -236,9 +236,11 @@ def test_nothing_usable(model):
     assert metagpen.check_album(model, []).photos == ()
 
 
-def test_a_single_path_is_no_album(model):
-    with pytest.raises(PhotoError, match="list of photos"):
-        metagpen.check_album(model, str(BOB[0]))
+def test_a_single_photo_is_no_album(model):
+    for single in (str(BOB[0]), Image.open(BOB[0])):
+        with pytest.raises(PhotoError, match="put it in a list"):
+            metagpen.check_album(model, single)
+    assert len(metagpen.check_album(model, iter(BOB[:1])).photos) == 1
 
 
 def test_blur_without_any_detail_is_left_out(model):

@@ -65,14 +65,15 @@ def test_people_are_taken_from_an_iterator_one_batch_at_a_time_and_written_as_th
 
 def test_bad_people_are_reported_and_left_out_and_the_others_are_as_without_them(learn, damaged, faceless):
     good = {name: faces(2, seed) for seed, name in enumerate("abc")}
-    people = [("a", good["a"]), ("x", [damaged]), ("b", good["b"]), ("y", [faceless]), ("z", []), ("c", good["c"]),
-              ("a", good["b"]), ("w", [damaged.with_name("missing.jpg")])]
+    people = [("a", iter(good["a"])), ("none", None), ("alone", good["b"][0]), ("x", [damaged]), ("b", good["b"]),
+              ("y", [faceless]), ("z", []), ("c", good["c"]), ("a", good["b"]),
+              ("w", [damaged.with_name("missing.jpg")])]
     failures = []
     found = learn(people, on_error=lambda name, error: failures.append((name, error)))
     assert list(found) == ["a", "b", "c"]
-    assert [name for name, _ in failures] == ["x", "y", "z", "a", "w"]
+    assert [name for name, _ in failures] == ["none", "alone", "x", "y", "z", "a", "w"]
     assert all(isinstance(error, MetagpenError) for _, error in failures)
-    assert "damaged.jpg" in str(failures[0][1]) and "given twice" in str(failures[3][1])
+    assert "damaged.jpg" in str(failures[2][1]) and "given twice" in str(failures[5][1])
     alone = learn(good)
     assert all(equal(found[name], alone[name]) for name in good)
 

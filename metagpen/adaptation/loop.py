@@ -25,7 +25,7 @@ from ..config import Config, Seed
 from ..devices import bf16_autocast, synchronise
 from ..errors import ConfigError, MetagpenError, PhotoError
 from ..faces import FFHQ_LANDMARKS, LEFT_RIGHT, single_face, to_tensor
-from ..faces.photo import PhotoSource, crop_of
+from ..faces.photo import PhotoSource, crop_of, photo_list
 from ..gpen.discriminator import Discriminator
 from ..losses import RecogniserLoss, chroma_l1, gradient_l1, l1
 from ..memory import free_memory
@@ -121,14 +121,14 @@ class Album:
         return Album(self.crops.cpu(), self.landmarks.cpu())
 
 
-def album(photos: Sequence[PhotoSource] | Tensor, size: int, device: str | torch.device = "cpu") -> Album:
+def album(photos: Iterable[PhotoSource] | Tensor, size: int, device: str | torch.device = "cpu") -> Album:
     """Align a person's photos. Tensors [3, size, size] (or one [K, 3, size, size]) count as aligned already.
 
-    Only the crops are kept, so hundreds of large photos fit. Raises PhotoError without a photo, or naming a bad one.
+    Only the crops are kept, so hundreds of large photos fit. Raises PhotoError without a photo, for a single one in
+    place of several, or naming a bad one.
     """
-    if isinstance(photos, (str, bytes)) or hasattr(photos, "__fspath__"):
-        raise PhotoError(f"expected a list of photos of one person, got the single path '{photos}'; put it in a list")
-    if not len(photos):
+    photos = photo_list(photos)
+    if not photos:
         raise PhotoError("no photo given: at least one photo of the person is needed")
     crops, landmarks = [], []
     for photo in photos:
@@ -142,7 +142,7 @@ def album(photos: Sequence[PhotoSource] | Tensor, size: int, device: str | torch
     return Album(torch.stack(crops).to(device), torch.stack(landmarks).to(device))
 
 
-def adapt(model: MetaGPEN, photos: Sequence[PhotoSource] | Tensor, steps: int | None = None, *,
+def adapt(model: MetaGPEN, photos: Iterable[PhotoSource] | Tensor, steps: int | None = None, *,
           start: bool | None = None, seed: int | None = None, config: AdaptConfig | None = None,
           recogniser: recognise.Recogniser | None = None, critic: Discriminator | None = None,
           progress: bool = False) -> Person:
@@ -176,7 +176,7 @@ def settled(caller: str, model: MetaGPEN, config: AdaptConfig | None, **given: A
     return found
 
 
-def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSource] | Tensor]], config: AdaptConfig,
+def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Iterable[PhotoSource] | Tensor]], config: AdaptConfig,
                  recogniser: recognise.Recogniser | None = None, critic: Discriminator | None = None,
                  progress: bool = False, on_error: OnError | None = None) -> Iterator[tuple[str, Person]]:
     """People as they come, `config.people_per_batch` at a time, so that any number of them fits in memory.
@@ -196,7 +196,7 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSour
         yield from learn_group(model, group, config, recogniser, critic, progress, on_error)
 
 
-def albums(model: MetaGPEN, people: Iterable[tuple[str, Sequence[PhotoSource] | Tensor]],
+def albums(model: MetaGPEN, people: Iterable[tuple[str, Iterable[PhotoSource] | Tensor]],
            on_error: OnError | None) -> Iterator[tuple[str, Album]]:
     """The aligned photos of each person, without those people whose photos cannot be used."""
     for name, photos in people:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sized
 
 from rich.progress import (
     BarColumn,
@@ -26,7 +26,7 @@ from ..model import MetaGPEN
 from ..person import Person, PersonStore
 from .loop import AdaptConfig, OnError, adapt_stream, settled
 
-Photos = Sequence[PhotoSource] | Tensor
+Photos = Iterable[PhotoSource] | Tensor
 People = Mapping[str, Photos] | Iterable[tuple[str, Photos]]
 SETTINGS = "adapt_many.json"
 ENGINES = ("embedded", "ray")

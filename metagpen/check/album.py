@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import recognise
 from ..errors import PhotoError
 from ..faces import FFHQ_LANDMARKS, Face, PhotoSource, crop_face, describe, detect_many, load_photo, to_tensor
+from ..faces.photo import photo_list
 from ..model import MetaGPEN
 from . import measures
 from .agree import Group, cosine_to_others, groups, is_divided, most_typical
@@ -153,15 +154,14 @@ class AlbumReport:
                 "advice": list(self.advice)}
 
 
-def check_album(model: MetaGPEN, photos: Sequence[PhotoSource]) -> AlbumReport:
+def check_album(model: MetaGPEN, photos: Iterable[PhotoSource]) -> AlbumReport:
     """Look at photos that are meant to show one person, before learning from them. Nothing is raised for bad photos.
 
     model: what will learn from them; only its size matters. photos: anything that `metagpen.adapt` takes; tensors
     [3, S, S] of the model's size count as aligned crops. Faces are compared by the embedded recogniser, for which the
-    thresholds of `metagpen.check.limits` hold. Raises PhotoError for a single path in place of a list.
+    thresholds of `metagpen.check.limits` hold. Raises PhotoError for a single photo in place of a list.
     """
-    if isinstance(photos, (str, bytes, os.PathLike)):
-        raise PhotoError(f"expected a list of photos of one person, got the single path '{photos}'; put it in a list")
+    photos = photo_list(photos)
     recogniser = recognise.load(device=model.device)
     reports, faces = look(photos, model, recogniser)
     compared = [i for i, photo in enumerate(reports) if photo.verdict != "leave out"]

@@ -11,7 +11,7 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +80,19 @@ def load_photo(source: PhotoSource) -> Image.Image:
         return _from_tensor(source)
     raise PhotoError("a photo must be a path, a PIL image, a numpy array or a torch tensor, "
                      f"not {type(source).__name__}")
+
+
+def photo_list(photos: Iterable[PhotoSource]) -> list[PhotoSource]:
+    """The photos of one person, from whatever holds them: a list, an iterator, a tensor [K, 3, H, W].
+
+    Raises PhotoError for what holds none, and for a single photo, which would be taken for its rows.
+    """
+    if isinstance(photos, (str, os.PathLike, Image.Image)) or getattr(photos, "ndim", 0) in (2, 3):
+        raise PhotoError(f"expected a list of photos of one person, got {describe(photos)} alone; put it in a list")
+    try:
+        return list(photos)
+    except TypeError as error:
+        raise PhotoError(f"expected a list of photos of one person, not {type(photos).__name__} ({error})") from error
 
 
 def load_with_extras(source: PhotoSource) -> tuple[Image.Image, Extras]:
