@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from importlib import import_module
 from pathlib import Path
 
@@ -388,6 +390,31 @@ def test_killed_and_resumed_equals_uninterrupted(options, tiny_recogniser, monke
         assert (options.folder / name).read_text() == (options.folder.with_name("whole") / name).read_text()
     assert resumed.after == whole.after
     assert finetune(options, tiny_recogniser).model == resumed.model, "a finished run has nothing left to do"
+
+
+def test_an_interruption_loses_nothing(options, tiny_recogniser, monkeypatch):
+    """A real one, in the middle of an iteration after which no state would be saved."""
+    rarely = changed(options, val={"val_freq": 100}, logger={"save_checkpoint_freq": 100})
+    whole = finetune(changed(rarely, name="whole"), tiny_recogniser)
+    plain, begun = FineTune.batch, []
+
+    def interrupted(run, iteration):
+        begun.append(iteration)
+        if len(begun) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(run, iteration)
+
+    monkeypatch.setattr(FineTune, "batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(rarely, tiny_recogniser)
+    resumed = finetune(rarely, tiny_recogniser)
+    assert begun == list(range(LAST)), "every iteration once"
+    said = (options.folder / "train.log").read_text()
+    assert "interrupted at iteration 5; run the same command" in said and "resumed at iteration 5" in said
+    first, second = load_file(resumed.person), load_file(whole.person)
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    for name in ("log.csv", "validation.csv"):
+        assert (options.folder / name).read_text() == (options.folder.with_name("whole") / name).read_text()
 
 
 def test_another_run_in_the_folder_is_refused(options, tiny_recogniser, tmp_path, finished):

@@ -38,6 +38,7 @@ from ..recognise import Recogniser
 from ..train import tensorboard
 from ..weights import load
 from ..weights.files import read_state
+from ..workers import finishing
 from .options import Options
 from .pairs import Batch, PairSet, draw, hold_back, read_pairs
 from .watch import HeldOut, Series, plot_curves
@@ -219,7 +220,9 @@ class FineTune:
         return lines
 
     def run(self) -> Finished:
-        """Iterate to the end; a checkpoint every `save_checkpoint_freq` iterations and at the end."""
+        """Iterate to the end; a checkpoint every `save_checkpoint_freq` iterations and at the end.
+
+        An interruption waits for the iteration that is under way, and saves the state."""
         options, end = self.options, self.schedule.total_iters
         self.board = tensorboard(self.folder / "tb_logger", self.iteration) if options.logger.use_tb_logger else None
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -228,13 +231,15 @@ class FineTune:
             with Progress(*columns, console=self.console) as progress:
                 bar = progress.add_task("fine-tune", total=end, completed=self.iteration)
                 while self.iteration < end:
-                    began = time.perf_counter()
-                    logged = self.step()
-                    self.seconds += time.perf_counter() - began
-                    self._after(logged)
+                    with finishing():  # so that an interruption finds nothing half learned, and no row missing
+                        began = time.perf_counter()
+                        logged = self.step()
+                        self.seconds += time.perf_counter() - began
+                        self._after(logged)
                     progress.update(bar, completed=self.iteration, description=f"loss {logged['loss']:.3f}")
         except KeyboardInterrupt:
-            self.say(f"interrupted at iteration {self.iteration}; run the same command to go on")
+            self._save_state()
+            self.say(f"interrupted at iteration {self.iteration}; run the same command to go on from there")
             raise
         finally:
             if self.board is not None:
