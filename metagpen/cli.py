@@ -639,14 +639,14 @@ def restore_targets(source: Path | Iterable[Path], output: Path) -> list[tuple[P
     Folders, patterns and several photos go to a folder, as PNG; so does one photo where `output` is a folder or has
     no suffix. Never onto a photo that is read, and no two onto one.
     """
-    from .faces import photo_format
+    from .faces import PHOTO_SUFFIXES, photo_format
 
     sources = [source] if isinstance(source, Path) else list(source)
     photos = list(dict.fromkeys(photo_files(path for given in sources for path in matching_paths(given))))
     if len(sources) == 1 and photos == sources and output.suffix and not output.is_dir():
         targets = [(photos[0], output)]
-    elif output.exists() and not output.is_dir():
-        raise DataError(f"{output}: not a folder; restored photos of a folder or a pattern need a folder, a single one "
+    elif not output.is_dir() and (output.exists() or output.suffix.lower() in PHOTO_SUFFIXES):
+        raise DataError(f"{output}: not a folder; several photos, a folder or a pattern need a folder, a single photo "
                         "a name that ends in .png, .jpg, ...")
     else:
         targets = [(photo, output / f"{photo.stem}.png") for photo in photos]

@@ -142,6 +142,19 @@ def test_restore_targets(tmp_path):
         restore_targets(photos, results)
 
 
+def test_several_photos_do_not_go_into_a_folder_called_like_a_picture(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    files = [photos / "a.png", photos / "b.png"]
+    for file in files:
+        Image.new("RGB", (8, 8)).save(file)
+    for several in (files, photos, photos / "a*"):
+        with pytest.raises(DataError, match="z.PNG: not a folder; several photos"):
+            restore_targets(several, tmp_path / "z.PNG")
+    (tmp_path / "z.PNG").mkdir()
+    assert restore_targets(files, tmp_path / "z.PNG")[0] == (files[0], tmp_path / "z.PNG" / "a.png")
+
+
 def test_flags_become_overrides():
     assert given_flags(a=None, b=False, c=3, d=Path("x: [1")) == ["b=false", "c=3", 'd="x: [1"']
 
