@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from uuid import uuid4
 
 from safetensors import SafetensorError
@@ -23,8 +25,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     DataError where the name of some file, which is no text, would have to be written as text.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():  # renaming would do away with /dev/null
-        raise OSError(errno.EINVAL, "a device or a pipe; give the name of a file", str(path))
+    _no_device(path)
     temporary = path.with_name(f"{path.name[:40]}.{uuid4().hex[:12]}.part")  # not longer than names may be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,24 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         except OSError:  # a folder that is none, or may not be entered: nothing was written there
             pass
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises OSError, naming what is in the way, where `whole_file` could not put a file; leaves nothing behind."""
+    path = Path(path)
+    _no_device(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def _no_device(path: Path) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():  # renaming would do away with /dev/null
+        raise OSError(errno.EINVAL, "a device or a pipe; give the name of a file", str(path))
 
 
 def write_text(path: str | Path, text: str) -> None:

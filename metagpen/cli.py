@@ -218,11 +218,14 @@ def adapt(
     """Learn one person from a few photos; seconds to minutes. Photos of strangers and unusable ones are left out."""
     import metagpen
 
+    from .person.person import person_file
+
     if keep_all and best is not None:
         raise typer.BadParameter("--best chooses among the photos, --keep-all takes every one; give one of them")
     files = one_persons_files(photos)
     flags = given_flags(steps=steps, start=start, seed=seed)
     settings = metagpen.AdaptConfig.from_yaml(config, (overrides or []) + flags)
+    check_output(person_file(output), [*files, Path(model), *([config] if config else [])])
     network = metagpen.load(model, device=pick_device(device))
     chosen = files if keep_all else photos_that_serve(network, files, best)
     with spoken_warnings():
@@ -604,6 +607,17 @@ def one_persons_files(paths: list[Path]) -> list[Path]:
     if people := people_instead(paths):
         raise DataError(people)
     return photo_files(paths)
+
+
+def check_output(file: Path, read: Iterable[Path]) -> None:
+    """Before anything is learned: raises DataError for an output that is one of the files that are read, OSError for
+    one that cannot be written."""
+    from .atomic import check_writable
+
+    for other in read:
+        if file.exists() and other.exists() and file.samefile(other):
+            raise DataError(f"{file}: the output would replace {other}, which is read; give another --output")
+    check_writable(file)
 
 
 def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None) -> list[PhotoSource]:

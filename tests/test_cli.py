@@ -155,6 +155,28 @@ def test_several_photos_do_not_go_into_a_folder_called_like_a_picture(tmp_path):
     assert restore_targets(files, tmp_path / "z.PNG")[0] == (files[0], tmp_path / "z.PNG" / "a.png")
 
 
+def test_adapt_looks_at_its_output_before_anything_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(metagpen, "load", lambda *_, **__: 1 / 0)
+    for name in ("photos/a.png", "photos/b.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "png")
+    model, config, folder = (tmp_path / f"{name}.safetensors" for name in ("model", "config", "folder"))
+    model.write_bytes(b"a model")
+    config.write_text("seed: 1\n")
+    folder.mkdir()
+    photos = [tmp_path / "photos", tmp_path / "photos" / "b.safetensors"]
+    command, before = ["adapt", *photos, "--model", model, "-c", config, "-o"], sorted(tmp_path.rglob("*"))
+    for output in (model, model.with_suffix(""), config, photos[1]):
+        assert "would replace" in error_line(*command, output)
+    assert "folder.safetensors: Is a directory" in error_line(*command, folder)
+    assert "model.safetensors: Not a directory" in error_line(*command, model / "new" / "ada.safetensors")
+    assert "/: a folder; give the name" in error_line(*command, "/")
+    if Path("/proc/self").exists():
+        assert "/proc: No such file" in error_line(*command, "/proc/ada.safetensors")
+    assert isinstance(run(*command, tmp_path / "new" / "folder" / "ada").exception, ZeroDivisionError)
+    assert sorted(tmp_path.rglob("*")) == before and model.read_bytes() == b"a model"
+
+
 def test_flags_become_overrides():
     assert given_flags(a=None, b=False, c=3, d=Path("x: [1")) == ["b=false", "c=3", 'd="x: [1"']
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, DataError
 from ..faces import PhotoSource
 from ..tensors import differences, pack_tensors, some, unpack_tensors, write_tensors
 from .adapter import AdapterSpec, Parameters, new_parameters, parameter_shapes
@@ -73,10 +73,7 @@ class Person:
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file, fp16, first to a temporary name: a crash leaves what was there before."""
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            path = path.with_name(path.name + ".safetensors")
-        return write_tensors(path, *self._content())
+        return write_tensors(person_file(path), *self._content())
 
     def to_bytes(self, **header: str) -> bytes:
         """What `save` writes, with more lines for the file's header."""
@@ -135,6 +132,14 @@ class Person:
         from .compress import compress
 
         return compress(self, tail_rank, latent_rank, max_bytes)
+
+
+def person_file(path: str | Path) -> Path:
+    """The file that `Person.save(path)` writes: its name ends in .safetensors. Raises DataError for no name."""
+    path = Path(path)
+    if not path.name:
+        raise DataError(f"{path}: a folder; give the name of the Person file in it")
+    return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
 
 
 def misfit(tensors: dict[str, Tensor], model: MetaGPEN, spec: AdapterSpec) -> str:
