@@ -24,8 +24,8 @@ FORMAT = f"{FAMILY}4"
 
 class MetaGPEN(nn.Module):
     """`gpen` restores; `start` (or None) turns an identity into the first guess of a person's latent adapter; `rule`
-    (or None) is what an outer loop learned about the steps from there; `bases` (or None, random ones) are the filters
-    that everybody's differences of the decoder are made of.
+    (or None) is what is known about the steps from there, learned by an outer loop or calibrated; `bases` (or None,
+    random ones) are the filters that everybody's differences of the decoder are made of.
 
     `card`: what a user should know: training data, cost, licence, the recogniser that `start` understands.
     Frozen once loaded: adaptation returns a `Person` and never changes these weights.

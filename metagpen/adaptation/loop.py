@@ -46,7 +46,7 @@ Support = tuple[Tensor, Tensor, Tensor | View]
 
 DECIDED_BY_RULE = {"optimiser", "lr_latent", "lr_tail", "lr_decoder", "warmup", "eta_min", "tail_blocks", "tail_rank",
                    "latent_rank", "decoder_rank"}
-"""Settings in whose place a model's learned inner rule stands."""
+"""Settings in whose place a model's rule stands."""
 
 
 class AdaptConfig(Config):
@@ -76,7 +76,7 @@ class AdaptConfig(Config):
     latent_rank: int = Field(0, ge=0)
     decoder_rank: int = Field(16, ge=0, description="shared filters that each decoder layer's difference is made of")
     start: bool = True
-    rule: bool = Field(True, description="follow the model's learned inner rule, if it has one, in place of the "
+    rule: bool = Field(True, description="follow the model's rule, if it has one, in place of the "
                                          "optimiser, rates, spec and initial values given here")
     seed: Seed = 0
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
@@ -89,10 +89,10 @@ class AdaptConfig(Config):
     lr_critic: float = 1e-3
 
     def check_rule(self, model: MetaGPEN) -> None:
-        """Raises ConfigError for settings that were given although the model's learned rule decides them."""
+        """Raises ConfigError for settings that were given although the model's rule decides them."""
         idle = sorted(DECIDED_BY_RULE & self.model_fields_set)
         if self.rule and model.rule is not None and idle:
-            raise ConfigError(f"{', '.join(idle)}: of no effect, because the model's learned rule decides it; give "
+            raise ConfigError(f"{', '.join(idle)}: of no effect, because the model's rule decides it; give "
                               "rule=False (-s rule=false) beside it, or leave it out")
 
     @property
@@ -100,7 +100,7 @@ class AdaptConfig(Config):
         return AdapterSpec(self.tail_blocks, self.tail_rank, self.latent_rank, decoder_rank=self.decoder_rank)
 
     def for_model(self, model: MetaGPEN) -> AdaptConfig:
-        """With what the model's learned rule, if it is to be followed, says in the place of what stands here."""
+        """With what the model's rule, if it is to be followed, says in the place of what stands here."""
         if not (self.rule and model.rule is not None):
             return self.model_copy(update={"rule": False})
         return self.model_copy(update={**model.rule.spec.to_dict(), "optimiser": model.rule.config.optimiser})
@@ -151,7 +151,7 @@ def adapt(model: MetaGPEN, photos: Iterable[PhotoSource] | Tensor, steps: int | 
     photos: paths, PIL images, arrays, or tensors; tensors [3, S, S] in [-1, 1] count as aligned crops. steps: gradient
     steps after the identity-conditioned start (0: the start alone; models without one begin at zero). start: use it.
     config: everything else; `steps`, `start` and `seed` given here win over it (default 32, True, 0). Where the model
-    has a learned rule (the embedded one has) that decides rates, optimiser and the adapter's shape, unless
+    has a rule (the embedded one has, calibrated) that decides rates, optimiser and the adapter's shape, unless
     `config.rule` is False. recogniser: for start and losses; default the one that the model's start was trained with,
     which alone it understands: one of another width is a ConfigError, one of another name is warned of. critic: the
     discriminator of stage 2, never changed.
@@ -442,7 +442,7 @@ def helpers(device: torch.device) -> int:
 
 def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Generator,
           guess: Parameters | None) -> Parameters:
-    """Where `people` people begin, detached: at the start's guess, and what the learned rule adds to it."""
+    """Where `people` people begin, detached: at the start's guess, and what the rule adds to it."""
     if config.rule:
         begun = model.rule.begin(people, guess)
     else:
@@ -451,7 +451,7 @@ def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Ge
 
 
 def step_rates(model: MetaGPEN, config: AdaptConfig, step: int, names: Iterable[str]) -> dict[str, Tensor | float]:
-    """Rates of an inner step: the learned rule's, or those of the configuration with warm-up and cosine."""
+    """Rates of an inner step: the rule's, or those of the configuration with warm-up and cosine."""
     if config.rule:
         return {name: value.detach() for name, value in model.rule.rates(step, config.steps).items()}
     factor = warmup_cosine(step, config.steps, config.warmup, config.eta_min)

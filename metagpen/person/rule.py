@@ -1,4 +1,4 @@
-"""The learned inner rule: what an outer loop learns for everybody about learning one person.
+"""The inner rule: what is known for everybody about learning one person, learned by an outer loop or calibrated.
 
 Where a person's parameters begin (added to what the identity-conditioned start sets) and how far each step goes, per
 tensor, per tensor and step (LSLR, Antoniou et al. 2019), or per number (Meta-SGD, Li et al. 2017). It ships inside the
