@@ -23,7 +23,8 @@ from metagpen.person.adapter import mixed, personal_forward_reference, plus_mixe
 from metagpen.person.start import band_statistics
 
 SPECS = [AdapterSpec(2, 0, 0), AdapterSpec(2, 3, 2), AdapterSpec(1, 0, 2), AdapterSpec(0, 2, 0),
-         AdapterSpec(0, 1, 0, decoder_rank=3), AdapterSpec(2, 2, 1, decoder_rank=2)]
+         AdapterSpec(0, 1, 0, decoder_rank=3), AdapterSpec(2, 2, 1, decoder_rank=2),
+         AdapterSpec(1, 2, 1, decoder_rank=2, gated_decoder=False)]
 
 
 def somebody(model: MetaGPEN, spec: AdapterSpec, people: int = 1, seed: int = 3) -> dict[str, torch.Tensor]:
@@ -43,7 +44,8 @@ def test_batched_people_equal_one_after_the_other(tiny_model, spec):
     for strength, share, filling in ((1.0, None, None), (0.4, *model.look(images))):
         fast = personal_forward(model.gpen, images, parameters, spec, strength, share=share, filling=filling,
                                 bases=bases)
-        plain = personal_forward_reference(model.gpen, images, parameters, strength, share, filling, bases)
+        plain = personal_forward_reference(model.gpen, images, parameters, strength, share, filling, bases,
+                                           spec.gated_decoder)
         torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
         gradients = [torch.autograd.grad(y.square().sum(), list(parameters.values())) for y in (fast, plain)]
         for a, b in zip(*gradients, strict=True):
@@ -267,6 +269,21 @@ def test_decoder_mixtures_stay_whole_when_compressed_and_cannot_be_folded(tiny_m
     assert torch.equal(small.parameters["decoder.1.up"], person.parameters["decoder.1.up"])
     with pytest.raises(ConfigError, match="decoder_rank=0"):
         folded(person)
+
+
+def test_a_shut_gate_keeps_out_all_but_what_goes_without_it(tiny_model, tmp_path):
+    images = torch.rand(2, 3, tiny_model.size, tiny_model.size) * 2 - 1
+    with torch.no_grad():
+        tiny_model.start.gate.centre.fill_(1e3)
+    for gated in (True, False):
+        spec = AdapterSpec(1, 2, decoder_rank=2, gated_decoder=gated)
+        person = Person(tiny_model, spec, somebody(tiny_model, spec))
+        changed = (person.restore_batch(images) - tiny_model.restore(images)).abs().max()
+        assert changed < 1e-4 if gated else changed > 1e-2
+        weaker = (person.restore_batch(images, 0.5) - tiny_model.restore(images)).abs().max()
+        assert gated or 0 < weaker < changed
+        file = person.save(tmp_path / f"{gated}")
+        assert Person.load(file, tiny_model).spec == spec
 
 
 def test_mean_identity_is_a_unit_vector():

@@ -75,6 +75,8 @@ class AdaptConfig(Config):
     tail_rank: int = Field(8, ge=0)
     latent_rank: int = Field(0, ge=0)
     decoder_rank: int = Field(16, ge=0, description="shared filters that each decoder layer's difference is made of")
+    gated_decoder: bool = Field(False, description="whether the gate decides about the decoder's mixtures, too; "
+                                                   "without it they count fully, on photos that show who it is as well")
     start: bool = True
     rule: bool = Field(True, description="follow the model's rule, if it has one, in place of the "
                                          "optimiser, rates, spec and initial values given here")
@@ -97,7 +99,8 @@ class AdaptConfig(Config):
 
     @property
     def spec(self) -> AdapterSpec:
-        return AdapterSpec(self.tail_blocks, self.tail_rank, self.latent_rank, decoder_rank=self.decoder_rank)
+        return AdapterSpec(self.tail_blocks, self.tail_rank, self.latent_rank, decoder_rank=self.decoder_rank,
+                           gated_decoder=self.gated_decoder)
 
     def for_model(self, model: MetaGPEN) -> AdaptConfig:
         """With what the model's rule, if it is to be followed, says in the place of what stands here."""

@@ -267,22 +267,27 @@ def reference_average(lesson: Lesson) -> Learner:
 @method("start", steps=False)
 @method("adapt", follows_rule=True)
 @method("no-rule", rule=False)
+@method("adapt-gated", follows_rule=True, gated_decoder=True)
 @method("no-start", rate=1.0, rule=False, start=False)
 @method("wrong-person", photos="wrong", follows_rule=True)
 @method("adapt-float32", follows_rule=True, bf16=False)
 @method("strength-25", follows_rule=True, strength=0.25)
 @method("strength-50", follows_rule=True, strength=0.5)
 @method("strength-75", follows_rule=True, strength=0.75)
-def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool = True, start: bool = True) -> Learner:
+def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool = True, start: bool = True,
+            gated_decoder: bool | None = None) -> Learner:
     """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength.
 
     rule: whether the model's rule is followed, if it has one; without it, at `lesson.rate` times the configured rates.
-    bf16: False for steps in float32 throughout. start: False to begin at nobody. At n steps of the schedule "per-run",
+    bf16: False for steps in float32 throughout. start: False to begin at nobody. gated_decoder: in place of the
+    configured. At n steps of the schedule "per-run",
     or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.
     """
     model = lesson.model
     wanted = {"rule": rule and model.rule is not None, "bf16": bf16 and lesson.config.bf16,
               "start": start and lesson.config.start}
+    if gated_decoder is not None:
+        wanted["gated_decoder"] = gated_decoder
     config = lesson.config.model_copy(update=wanted).for_model(model)
     guess = started(lesson) if config.start else None
     parameters = begin(model, config, 1, torch.Generator().manual_seed(config.seed), guess)

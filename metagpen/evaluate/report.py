@@ -224,6 +224,7 @@ LABELS = {
     "pivotal": "pivotal tuning",
     "null-space": "adapt in the null space",
     "adapt-float32": "adapt, its steps in float32",
+    "adapt-gated": "adapt, its mixtures gated",
     "strength-25": "adapt at strength 0.25",
     "strength-50": "adapt at strength 0.5",
     "strength-75": "adapt at strength 0.75",

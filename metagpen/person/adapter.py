@@ -36,17 +36,19 @@ class AdapterSpec:
     """What is personal. `tail_blocks`: how many of the last encoder blocks; `tail_rank`: rank of the tail's deltas,
     0 for full matrices; `latent_rank`: rank of the map of the encoder's own w, 0 for the offset alone; `decoder_rank`:
     how many of the shared filters each decoder layer's difference is made of, 0 for no difference. `gated`: the
-    model's gate, if it has one, decides how much of the person a photo lets in; a fine-tune goes without."""
+    model's gate, if it has one, decides how much of the person a photo lets in; a fine-tune goes without.
+    `gated_decoder`: of the decoder's difference, too; without it that counts fully, whatever the photo."""
 
     tail_blocks: int = 2
     tail_rank: int = 8
     latent_rank: int = 0
     gated: bool = True
     decoder_rank: int = 0
+    gated_decoder: bool = True
 
     def to_dict(self) -> dict[str, int]:
-        """`gated` only where it is off: it is an addition to the file, and the others stay as they were."""
-        return {name: value for name, value in asdict(self).items() if name != "gated" or not value}
+        """What is gated only where it is not: an addition to the file, and the others stay as they were."""
+        return {name: value for name, value in asdict(self).items() if "gated" not in name or not value}
 
 
 def tail_indices(gpen: GPEN, spec: AdapterSpec) -> list[int]:
@@ -135,8 +137,8 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     matrix products. `strength` scales the person, or each image's own [P·B]; 0 is the generic forward pass itself, bit
     for bit. `frozen`: the shared encoder blocks run without a graph (their output depends on no parameter of a
     person). `share` [P·B, L] of the person that each decoder layer gets, tail and decoder the mean of it, default all,
-    and `filling` [P·B, L, D], what the model itself adds to w whoever it is, are what `MetaGPEN.look` says; a spec that
-    is not gated takes all of the person whatever the share. `bases`: what the spec's `decoder_rank` asks for
+    and `filling` [P·B, L, D], what the model itself adds to w whoever it is, are what `MetaGPEN.look` says; what the
+    spec does not gate is taken whole whatever the share. `bases`: what the spec's `decoder_rank` asks for
     (`MetaGPEN.bases_of`).
     """
     if isinstance(strength, float | int) and strength == 0:
@@ -146,7 +148,8 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
         raise ConfigError(f"{images.shape[0]} images cannot be shared evenly by {people} people")
     if share is None or not spec.gated:
         share = images.new_ones(len(images), gpen.config.n_latent)
-    share = share * (strength[:, None] if isinstance(strength, Tensor) else strength)
+    strengths = strength if isinstance(strength, Tensor) else share.new_full((len(images),), strength)  # [P·B]
+    share = share * strengths[:, None]
     part = share.mean(dim=1)  # [P·B]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
         maps = encode_prefix(gpen, images, spec)
@@ -163,7 +166,8 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     z = scaled_leaky_relu(z, linear.bias + personal_bias(parameters, "linear.bias", part))
     own = None
     if spec.decoder_rank:
-        own = [personal_convolution(layer.conv, filters, parameters[f"decoder.{k}.up"], part)
+        decoder_part = part if spec.gated_decoder else strengths
+        own = [personal_convolution(layer.conv, filters, parameters[f"decoder.{k}.up"], decoder_part)
                for k, (layer, filters) in enumerate(zip(gpen.generator.styled, bases, strict=True))]
     return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, share, filling), own)
 
@@ -263,7 +267,7 @@ def people_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameters, strength: float = 1.0,
                                share: Tensor | None = None, filling: Tensor | None = None,
-                               bases: Sequence[Tensor] | None = None) -> Tensor:
+                               bases: Sequence[Tensor] | None = None, gated_decoder: bool = True) -> Tensor:
     """The plain twin of `personal_forward`: one image after the other, each with a changed copy of the weights."""
     people = parameters["latent.offset"].shape[0]
     targets = {f"tail.{k}.{kind}": f"ecd{k}.0.{i}.{kind}" for k in range(1, len(gpen.encoder))
@@ -283,7 +287,7 @@ def personal_forward_reference(gpen: GPEN, images: Tensor, parameters: Parameter
         own_filling = None if filling is None else filling[i:i + 1]
         convolutions = None
         if "decoder.0.up" in mine:
-            part = strength * own_share.mean()
+            part = strength * (own_share.mean() if gated_decoder else 1.0)
             weights = [part * multiplied_out(mine[f"decoder.{k}.up"][0], filters) for k, filters in enumerate(bases)]
             convolutions = [partial(layer.conv.filter, weight=layer.conv.weight[0] + weight)
                             for layer, weight in zip(gpen.generator.styled, weights, strict=True)]
