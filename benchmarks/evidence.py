@@ -51,7 +51,7 @@ WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0)
 REACHED, UNDECIDED, MISSED = measure.REACHED, measure.UNDECIDED, measure.MISSED
 NOT_YET = "Not measured yet."
 SHOWN, PICTURED = 32, 5
-ARMS = ("start-lora-16", "start-full", "no-start")  # of the question whether the start or the steps are ahead
+ARMS = ("adapt-gated", "start-lora-16", "start-full", "no-start")  # of the question whose the lead is
 RIVALS = ("finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal")  # which a curve may have at other rates
 
 
@@ -326,9 +326,7 @@ def draw_frontier(axes: Axes, summed: Sequence[Row]) -> None:
 
 def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]]:
     """The page's tables by the name of their markers; the rows and summaries of the runs that there are."""
-    rows = {name: read_run(name) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
-    if "curve_128_long" in rows:
-        rows["curve_128_long"] = people_done(rows["curve_128_long"])
+    rows = {name: people_done(read_run(name)) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
     found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "start", "photos", "sixteen", "steps", "long",
                            "strength", "london", "lfw", "precision"), NOT_YET)
@@ -440,7 +438,7 @@ def write_picture(previews: Path) -> None:
 
 
 def people_done(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the people who were measured at every point: the long run may have been ended before its time."""
+    """Rows of the people who were measured at every point: a run may have been ended before its time."""
     kept = {record.person for record in curve_report.complete(curve_report.records_of(rows))}
     return [row for row in rows if row["identity"] in kept]
 
