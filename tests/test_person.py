@@ -78,6 +78,23 @@ def test_many_people_without_a_graph_equal_the_reference(tiny_model):
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_photos_of_one_person_share_a_weight_where_the_gate_does_not_tell_them_apart(tiny_model, monkeypatch, gated):
+    model, spec = tiny_model.double(), AdapterSpec(1, 2, decoder_rank=2, gated_decoder=gated)
+    parameters = {name: value.double() for name, value in somebody(model, spec).items()}
+    images, bases = torch.rand(3, 3, model.size, model.size, dtype=torch.float64) * 2 - 1, model.bases_of(2)
+    mixed_apart = []
+    monkeypatch.setattr("metagpen.person.adapter.plus_mixed",
+                        lambda *given: mixed_apart.append(given) or plus_mixed(*given))
+    with torch.no_grad():
+        share, filling = model.look(images)
+        together = personal_forward(model.gpen, images, parameters, spec, 0.7, share=share, filling=filling,
+                                    bases=bases)
+        assert bool(mixed_apart) == gated
+        plain = personal_forward_reference(model.gpen, images, parameters, 0.7, share, filling, bases, gated)
+    torch.testing.assert_close(together, plain, rtol=0, atol=1e-10)
+
+
 def test_one_image_restored_alone_has_a_weight_of_its_own_to_the_same_effect(tiny_model):
     model, spec = tiny_model.double(), AdapterSpec(1, 2, decoder_rank=2)
     parameters = {name: value.double() for name, value in somebody(model, spec).items()}

@@ -167,20 +167,23 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     own = None
     if spec.decoder_rank:
         decoder_part = part if spec.gated_decoder else strengths
-        own = [personal_convolution(layer.conv, filters, parameters[f"decoder.{k}.up"], decoder_part)
+        alike = len(images) == 1 or not (spec.gated_decoder or isinstance(strength, Tensor))
+        own = [personal_convolution(layer.conv, filters, parameters[f"decoder.{k}.up"], decoder_part, alike)
                for k, (layer, filters) in enumerate(zip(gpen.generator.styled, bases, strict=True))]
     return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, share, filling), own)
 
 
-def personal_convolution(conv: ModulatedConv2d, filters: Tensor, up: Tensor, part: Tensor) -> Convolution:
+def personal_convolution(conv: ModulatedConv2d, filters: Tensor, up: Tensor, part: Tensor,
+                         alike: bool = False) -> Convolution:
     """A decoder layer's convolution with what people add to it: the shared filters [r, in, k, k], run once over the
     images of all people, mixed by everybody's own `up` [P, out, r], each image in its part [P·B].
 
-    A single image that nothing is learned from gets a weight of its own: no more work than the generic model's.
+    alike: whether all images have the same part. Then those of one person from which nothing is learned get one weight:
+    no more work than the generic model's.
     """
     weight = conv.weight[0]
-    if len(part) == 1 and not torch.is_grad_enabled():
-        mixture = torch.addmm(weight.flatten(1), part * up[0], filters.flatten(1))  # one pass over the weight
+    if alike and len(up) == 1 and not torch.is_grad_enabled():
+        mixture = torch.addmm(weight.flatten(1), part[:1] * up[0], filters.flatten(1))  # one pass over the weight
         return partial(conv.filter, weight=mixture.view_as(weight))
     return lambda x: plus_mixed(conv.filter(x, weight), conv.filter(x, filters.to(x.dtype)), up, part)
 

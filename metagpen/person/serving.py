@@ -41,7 +41,9 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
         together = people_of([persons[i] for i in chosen])
         parameters = {name: torch.cat([person.parameters[name].to(model.device) for person in together])
                       for name in together[0].parameters}
-        own = torch.tensor([strengths[i] for i in chosen], device=model.device, dtype=model.dtype)
+        each = [strengths[i] for i in chosen]
+        one = len(set(each)) == 1  # which can be cheaper
+        own = each[0] if one else torch.tensor(each, device=model.device, dtype=model.dtype)
         restored[chosen] = model.restore_people(images[chosen], parameters, together[0].spec, own)
     return restored
 
