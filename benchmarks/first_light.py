@@ -170,7 +170,7 @@ identity, and the largest drop. LPIPS: {found.lpips}.
 
 {report.figures_table(kept, "heavy", [SCORER], metrics)}
 
-Under moderate degradation adapt gains {moderate[0]} of identity and {moderate[1]} dB: next to nothing."""
+Under moderate degradation adapt gains {moderate[0]} of identity and {moderate[1]} dB."""
 
 
 CHINESE = {  # the words of README.md's figures; where one phrase holds another, the longer one first
@@ -187,7 +187,7 @@ CHINESE = {  # the words of README.md's figures; where one phrase holds another,
     ".\n[All figures and how they were measured](docs/results/first_light.md).":
         "。[全部数字与测量方法](docs/results/first_light.md)。",
     "Under moderate degradation adapt gains ": "中度退化下，适配的增益：身份 ",
-    " of identity and ": "，PSNR ", " dB: next to nothing.": " dB，几乎没有。",
+    " of identity and ": "，PSNR ", " dB.": " dB。",
     "not available": "不可用", "alexnet, real backbone": "AlexNet，真实骨干网络",
     "| method |": "| 方法 |", "identity, ": "身份，", "of ceiling": "占上限", "likeness": "相像度",
     "| worse |": "| 变差 |",
