@@ -275,6 +275,14 @@ def test_impossible_settings_of_adapt(tiny_model):
         metagpen.adapt(tiny_model, photos, steps=-5)
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_rule_decides_the_shape_and_not_what_goes_behind_the_gate(tiny_model, gated):
+    spec = AdapterSpec(1, 2, decoder_rank=3, gated_decoder=not gated)
+    tiny_model.rule = InnerRule(tiny_model.gpen, spec, RuleConfig(steps=2))
+    followed = AdaptConfig(gated_decoder=gated).for_model(tiny_model).spec
+    assert followed == AdapterSpec(1, 2, decoder_rank=3, gated_decoder=gated)
+
+
 def test_what_a_learned_rule_decides_cannot_be_given_beside_it(tiny_model):
     photos, wish = torch.zeros(2, 3, 16, 16), AdaptConfig(lr_latent=0.1, tail_rank=2)
     tiny_model.rule = InnerRule(tiny_model.gpen, AdapterSpec(1, 2), RuleConfig(steps=2), 0.02, 0.02)

@@ -106,7 +106,8 @@ class AdaptConfig(Config):
         """With what the model's rule, if it is to be followed, says in the place of what stands here."""
         if not (self.rule and model.rule is not None):
             return self.model_copy(update={"rule": False})
-        return self.model_copy(update={**model.rule.spec.to_dict(), "optimiser": model.rule.config.optimiser})
+        said = {**model.rule.spec.to_dict(), "optimiser": model.rule.config.optimiser}
+        return self.model_copy(update={name: value for name, value in said.items() if name in DECIDED_BY_RULE})
 
 
 @dataclass(eq=False)  # tensors have no single answer to ==
