@@ -280,8 +280,8 @@ def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool
 
     rule: whether the model's rule is followed, if it has one; without it, at `lesson.rate` times the configured rates.
     bf16: False for steps in float32 throughout. start: False to begin at nobody. gated_decoder: in place of the
-    configured. At n steps of the schedule "per-run",
-    or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.
+    configured. At n steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, on a
+    CPU bit for bit.
     """
     model = lesson.model
     wanted = {"rule": rule and model.rule is not None, "bf16": bf16 and lesson.config.bf16,
@@ -337,8 +337,8 @@ def latent_only(lesson: Lesson) -> Learner:
 def full(lesson: Lesson, start: bool = False) -> Learner:
     """Every weight of encoder and decoder at one rate: plain fine-tuning; from our start, if it is given that."""
     weights, rate = weights_of(lesson.model.gpen), lesson.rivals.lr_full
-    rates = partial(dict.fromkeys, weights)
-    return in_place_of_weights(lesson, weights, lambda step: rates(lesson.factor(step) * rate), start=start)
+    return in_place_of_weights(lesson, weights, lambda step: dict.fromkeys(weights, lesson.factor(step) * rate),
+                               start=start)
 
 
 @method("finetune", schedule=TUTORIAL, rate=1.0)

@@ -87,7 +87,7 @@ def photo_list(photos: Iterable[PhotoSource]) -> list[PhotoSource]:
 
     Raises PhotoError for what holds none, and for a single photo, which would be taken for its rows.
     """
-    if isinstance(photos, (str, os.PathLike, Image.Image)) or getattr(photos, "ndim", 0) in (2, 3):
+    if isinstance(photos, (str, bytes, os.PathLike, Image.Image)) or getattr(photos, "ndim", 0) in (2, 3):
         raise PhotoError(f"expected a list of photos of one person, got {describe(photos)} alone; put it in a list")
     try:
         return list(photos)
