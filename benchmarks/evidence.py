@@ -51,7 +51,7 @@ WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0)
 REACHED, UNDECIDED, MISSED = measure.REACHED, measure.UNDECIDED, measure.MISSED
 NOT_YET = "Not measured yet."
 SHOWN, PICTURED = 32, 5
-ARMS = ("adapt-gated", "start-lora-16", "start-full", "no-start")  # of the question whose the lead is
+ARMS = ("start-lora-16", "start-full", "no-start")  # of the question whose the lead is
 RIVALS = ("finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal")  # which a curve may have at other rates
 
 
