@@ -9,10 +9,12 @@ from torch import Tensor
 
 from metagpen.errors import ConfigError
 from metagpen.gpen import layers
+from metagpen.graphs import WARM_UP
 from metagpen.meta import ENGINES, OUTER_LOOPS, Problem, Progress
 from metagpen.meta.engines import batched, batched_reference
 from metagpen.meta.multi_step import step_weights
 from metagpen.meta.problem import MetaGradient, through_the_steps
+from metagpen.meta.recorded import RecordedGradient
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, adapter, personal_forward
 from metagpen.person.rule import InnerRule, RuleConfig
@@ -61,6 +63,16 @@ def problem_of(model: MetaGPEN, config: RuleConfig, people: int = PEOPLE, steps:
                    [rule.rates(step, steps) for step in range(steps)], config.optimiser)
 
 
+def on_device(problem: Problem, device: str) -> Problem:
+    """The problem, its tensors on the device."""
+    def placed(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(device) for name, value in values.items()}
+
+    return Problem(**{**vars(problem), "support": [tuple(x.to(device) for x in batch) for batch in problem.support],
+                      "query": tuple(x.to(device) for x in problem.query), "begin": placed(problem.begin),
+                      "rates": [placed(step) for step in problem.rates]})
+
+
 def flat(gradient: MetaGradient) -> dict[str, Tensor]:
     found = {f"begin {name}": value for name, value in gradient.begin.items()}
     return found | {f"rate {k} {name}": value for k, step in enumerate(gradient.rates) for name, value in step.items()}
@@ -73,6 +85,19 @@ def assert_same(found: MetaGradient, expected: MetaGradient, tolerance: float = 
     for name in a:
         assert b[name].abs().max() > 0, name
         assert (a[name] - b[name]).abs().max() <= tolerance * b[name].abs().max(), name
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="graphs are a CUDA device's"))])
+def test_recorded_inner_gradients_give_the_plain_meta_gradient(smooth, optimiser, device):
+    """On a CPU what would be recorded is run as it is. Enough steps to warm up, record and play."""
+    steps = WARM_UP + 3
+    problem = on_device(problem_of(smooth, RuleConfig(optimiser, steps, per_step=True), steps=steps), device)
+    smooth.to(device)
+    gradient = RecordedGradient(problem.inner, list(problem.begin), list(problem.rates[0]), recorded=device == "cuda")
+    found = through_the_steps(Problem(**{**vars(problem), "gradient": gradient}), batched, second_order=False)
+    assert_same(found, through_the_steps(problem, batched, second_order=False), tolerance=1e-7)
 
 
 @pytest.mark.parametrize("elementwise", [False, True])

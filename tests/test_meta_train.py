@@ -22,6 +22,7 @@ from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.gpen import GPEN
 from metagpen.meta import ENGINES, OUTER_LOOPS
 from metagpen.meta import train as meta
+from metagpen.meta.recorded import RecordedGradient
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, DecoderBases, IdentityStart
 from metagpen.person.rule import InnerRule, RuleConfig
@@ -112,9 +113,9 @@ def test_outer_sgd_moves_by_the_rate_times_the_clipped_gradient(config):
                                                      "clip": 1e9}))
     begin = trainer.model.rule.initial["latent-offset"]
     before = begin.detach().clone()
-    trainer.meta_gradient(0)
+    trainer.meta_gradient(trainer.episodes[0])
     gradient = begin.grad.clone()
-    factor = trainer.train_step()["factor"]
+    factor = trainer.train_step(next(trainer.upcoming()))["factor"]
     assert gradient.any()
     torch.testing.assert_close(begin.detach() - before, -0.5 * factor * gradient, rtol=1e-4, atol=1e-7)
 
@@ -123,9 +124,9 @@ def test_small_photos_are_learned_from_and_never_judged_on(config):
     trainer = meta.prepare(config.model_copy(update={"min_query_side": 16}))
     sides = trainer.data.photos.source_side
     sides[trainer.data.photos.person == 0] = 8
-    assert [len(own) for own, _ in trainer._eligible()] == [5, 5], "ada can no longer be an episode"
+    assert [len(own) for own, _ in trainer.episodes.eligible()] == [5, 5], "ada can no longer be an episode"
     sides[torch.nonzero(trainer.data.photos.person == 1)[0]] = 8
-    assert [(len(own), len(queries)) for own, queries in trainer._eligible()] == [(5, 4), (5, 5)]
+    assert [(len(own), len(queries)) for own, queries in trainer.episodes.eligible()] == [(5, 4), (5, 5)]
 
 
 def test_the_start_learns_to_guess_mixtures_without_an_inner_step(config, tmp_path, tiny_model, tiny_recogniser):
@@ -159,7 +160,7 @@ def test_the_start_learns_to_look_at_the_photos(config, tiny_model, tiny_recogni
     config = meta.MetaConfig.from_dict({**config.model_dump(exclude_unset=True), "unroll": [0, 0], "shots": [2, 2],
                                         "start_appearance": True, "lr_start": 1e-2})
     trainer = meta.prepare(config)
-    assert trainer.appearances.shape == (16, 16)  # of 16 photos
+    assert trainer.episodes.appearances.shape == (16, 16)  # of 16 photos
     model = MetaGPEN.from_file(meta.meta_train(config)).frozen()
     assert model.start.appearance.weight.any()
 
@@ -179,11 +180,11 @@ def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
     parts = config.model_copy(update={"output_dir": tmp_path / "parts"})
     original, calls = meta.Trainer.train_step, []
 
-    def dies_once(self):
+    def dies_once(self, episode):
         calls.append(self.step)
         if len(calls) == 4:
             raise RuntimeError("killed")  # as kill -9 would: nothing is saved on the way out
-        return original(self)
+        return original(self, episode)
     monkeypatch.setattr(meta.Trainer, "train_step", dies_once)
     with pytest.raises(RuntimeError, match="killed"):
         meta.meta_train(parts)
@@ -194,12 +195,58 @@ def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_episodes_made_ahead_are_those_made_in_place(config, tmp_path):
+    """By processes, which draw and damage; of drawn numbers of steps, and of none."""
+    for unroll in ((1, 3), (0, 0)):
+        here = config.model_copy(update={"unroll": unroll, "output_dir": tmp_path / f"here{unroll[1]}"})
+        ahead = here.model_copy(update={"workers": 2, "output_dir": tmp_path / f"ahead{unroll[1]}"})
+        for one in (here, ahead):
+            meta.meta_train(one)
+        assert series(here) == series(ahead)
+
+
+def test_a_step_from_recorded_gradients_is_the_plain_one(config):
+    """Of what would be recorded, run as it is; the recording itself is tested on a GPU."""
+    plain, other = (meta.prepare(config) for _ in range(2))
+    rule = other.model.rule
+    other.gradient = RecordedGradient(other.inner_objective, rule.names, rule.moving, recorded=False)
+    for trainer in (plain, other):
+        trainer.meta_gradient(trainer.episodes[0])
+    for group, own in plain.groups.items():
+        for name, value in own.items():
+            torch.testing.assert_close(other.groups[group][name].grad, value.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_gradients_are_recorded_where_that_can_be_done(config):
+    cuda, plain = torch.device("cuda"), config.model_copy(update={"first_order": True})
+    assert meta.records_gradients(plain, cuda) and not meta.records_gradients(plain, torch.device("cpu"))
+    second, wanted = plain.model_copy(update={"first_order": False}), {"cuda_graphs": True}
+    assert not meta.records_gradients(second, cuda)
+    for asked, expected in (({"cuda_graphs": False}, False), (wanted, True)):
+        inner = config.inner.model_copy(update=asked)
+        assert meta.records_gradients(plain.model_copy(update={"inner": inner}), cuda) is expected
+    with pytest.raises(ConfigError, match="first order and by engine: batched only"):
+        meta.records_gradients(second.model_copy(update={"inner": config.inner.model_copy(update=wanted)}), cuda)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are a CUDA device's")
+def test_recorded_gradients_meta_train_as_plain_ones_do_on_cuda(config, tmp_path):
+    """A whole run, through warm-up, recording and replay; up to the order of a GPU's sums."""
+    losses = []
+    for recorded in (False, True):
+        inner = config.inner.model_copy(update={"cuda_graphs": recorded, "bf16": False})
+        own = config.model_copy(update={"inner": inner, "device": "cuda", "output_dir": tmp_path / str(recorded)})
+        meta.meta_train(own)
+        losses.append([record["loss"] for record in series(own)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 @pytest.mark.parametrize("loop", list(OUTER_LOOPS))
 def test_every_loop_takes_a_step(config, loop):
     trainer = meta.prepare(config.model_copy(update={"loop": loop, "first_order": loop != "maml"}))
     trainer.folder.mkdir(exist_ok=True)
     before = {name: value.clone() for name, value in trainer.groups["begin"].items()}
-    record = trainer.train_step()
+    record = trainer.train_step(next(trainer.upcoming()))
     assert np.isfinite(list(record.values())).all()
     assert any(not torch.equal(value, before[name]) for name, value in trainer.groups["begin"].items())
     assert bool(trainer.groups["rates"]) == OUTER_LOOPS[loop].learns_rates
@@ -207,11 +254,11 @@ def test_every_loop_takes_a_step(config, loop):
 
 def test_unrolled_steps_are_drawn_between_fewest_and_most(config):
     trainer = meta.prepare(config.model_copy(update={"unroll": (1, 4), "validate_steps": [0, 3]}))
-    drawn = [trainer.inner_steps(step) for step in range(200)]
-    assert set(drawn) == {1, 2, 3, 4} and drawn == [trainer.inner_steps(step) for step in range(200)]
+    drawn = [trainer.episodes.inner_steps(step) for step in range(200)]
+    assert set(drawn) == {1, 2, 3, 4} and drawn == [trainer.episodes.inner_steps(step) for step in range(200)]
     assert drawn.count(1) > drawn.count(4)  # even on a logarithmic scale
     for step in (drawn.index(1), drawn.index(4)):
-        problem = trainer.problem(step)
+        problem = trainer.problem(trainer.episodes[step])
         assert len(problem.support) == len(problem.rates) == drawn[step]
     trainer.folder.mkdir(exist_ok=True)
     metrics = ["identity", "psnr", "sharpness", *(["lpips"] if trainer.lpips is not None else [])]
@@ -223,7 +270,7 @@ def test_the_outer_loss_can_mind_texture(config, random_vgg):
     """By LPIPS over VGG-16 of what the first guess restores, times its weight."""
     trainers = [meta.prepare(config.model_copy(update={"outer": config.outer.model_copy(update={"lpips": weight})}))
                 for weight in (0.0, 0.5)]
-    problems = [trainer.problem(0) for trainer in trainers]
+    problems = [trainer.problem(trainer.episodes[0]) for trainer in trainers]
     truth, poor, _ = problems[0].query
     without, within = (problem.outer(problem.begin, *problem.query).detach() for problem in problems)
     restored = problems[0].outer.restore(problems[0].begin, poor)
@@ -236,7 +283,7 @@ def test_engines_take_the_same_step(config):
     gradients = []
     for engine in ("batched", "higher"):
         trainer = meta.prepare(config.model_copy(update={"engine": engine, "first_order": False, "loop": "maml"}))
-        trainer.meta_gradient(0)
+        trainer.meta_gradient(trainer.episodes[0])
         gradients.append({name: value.grad for own in trainer.groups.values() for name, value in own.items()})
     for name, value in gradients[0].items():
         torch.testing.assert_close(value, gradients[1][name], rtol=1e-3, atol=1e-6, msg=name)
@@ -247,7 +294,7 @@ def test_slow_weights_move_slowly(config, tiny_model):
     slow = config.model_copy(update={"slow": ["gpen.generator.*.modulation.*", "start.gate.slope"], "lr_slow": 1e-4})
     trainer = meta.prepare(slow)
     assert any("modulation" in name for name in trainer.groups["slow"])
-    trainer.train_step()
+    trainer.train_step(next(trainer.upcoming()))
     before, after = (m.gpen.generator.conv1.conv.modulation.weight for m in (tiny_model, trainer.model))
     assert 0 < (after - before).abs().max() < 2e-4
 
@@ -287,6 +334,7 @@ torch.set_num_threads(1)
 from tiny import recogniser
 from metagpen import recognise
 from metagpen.meta import train as meta
+from metagpen.meta.recorded import RecordedGradient
 
 net = recogniser()
 recognise.load = lambda *_, **__: net
@@ -298,7 +346,7 @@ trainer = meta.prepare(config)
 if world > 1 and not rank:
     meta.dist.barrier()
 for _ in range(2):
-    trainer.train_step()
+    trainer.train_step(next(trainer.upcoming()))
 if not rank:
     torch.save({n: v.detach() for own in trainer.groups.values() for n, v in own.items()}, sys.argv[2])
 """
@@ -365,7 +413,7 @@ def test_shared_filters_are_learned_and_kept(config, tiny_model, tmp_path):
     before = [own.detach().clone() for own in trainer.model.bases.filters]
     assert all(torch.equal(own, random) for own, random in zip(
         before, DecoderBases.random(trainer.model.gpen, 3).filters, strict=True))
-    trainer.train_step()
+    trainer.train_step(next(trainer.upcoming()))
     assert not any(torch.equal(a, b) for a, b in zip(before, trainer.model.bases.filters, strict=True))
     path = trainer.average.module.save(tmp_path / "model.safetensors")
     assert MetaGPEN.from_file(path).bases.rank == 3
@@ -496,9 +544,9 @@ def test_a_run_does_not_go_on_from_another_base(config, tiny_model):
 def test_a_meta_step_that_is_not_finite_is_not_taken(config, monkeypatch):
     plain = meta.Trainer.meta_gradient
 
-    def broken(trainer, step):
-        loss = plain(trainer, step)
-        if step == 3:
+    def broken(trainer, episode):
+        loss = plain(trainer, episode)
+        if episode.step == 3:
             next(iter(trainer.groups["begin"].values())).grad.fill_(float("nan"))
         return loss
 
@@ -511,7 +559,7 @@ def test_a_meta_step_that_is_not_finite_is_not_taken(config, monkeypatch):
 def test_a_frozen_weight_cannot_be_slow(config):
     trainer = meta.prepare(config.model_copy(update={"slow": ["gpen.ecd0.*"]}))
     with pytest.raises(ConfigError, match="does not influence the query loss"):
-        trainer.train_step()
+        trainer.train_step(next(trainer.upcoming()))
 
 
 def test_a_base_without_start_needs_learn_start_off(config, tmp_path):
@@ -519,14 +567,15 @@ def test_a_base_without_start_needs_learn_start_off(config, tmp_path):
     plain = config.model_copy(update={"base": str(tmp_path / "plain.safetensors")})
     with pytest.raises(ConfigError, match="has no start"):
         meta.prepare(plain)
-    meta.prepare(plain.model_copy(update={"learn_start": False})).train_step()
+    trainer = meta.prepare(plain.model_copy(update={"learn_start": False}))
+    trainer.train_step(next(trainer.upcoming()))
 
 
 def test_any_seed_can_be_the_time(config):
     """1,753,000,000 times what it is multiplied with is more than generators take."""
     trainer = meta.prepare(config.model_copy(update={"seed": 1_753_000_000, "unroll": (1, 2)}))
-    ours, again = (trainer.problem(2**31) for _ in range(2))
-    assert torch.equal(ours.query[1], again.query[1]) and trainer.inner_steps(0) in (1, 2)
+    ours, again = (trainer.problem(trainer.episodes[2**31]) for _ in range(2))
+    assert torch.equal(ours.query[1], again.query[1]) and trainer.episodes.inner_steps(0) in (1, 2)
     for seed in (-1, 2**63):
         with pytest.raises(ConfigError, match=f"'seed': input should be .*, not {seed}"):
             meta.MetaConfig.from_dict({**config.model_dump(exclude_unset=True), "seed": seed})

@@ -478,10 +478,23 @@ def inner_step(objective: Callable[..., Tensor], parameters: Parameters, support
     Only tensors that have a rate move. The result stays connected to parameters and rates; `create_graph` also
     connects the gradients, for second derivatives.
     """
+    found, loss = inner_gradient(objective, parameters, support, rates, create_graph)
+    return moved(parameters, found, rates, optimiser), loss
+
+
+def inner_gradient(objective: Callable[..., Tensor], parameters: Parameters, support: Any, names: Iterable[str],
+                   create_graph: bool = False) -> tuple[Parameters, Tensor]:
+    """(gradients of the named parameters, loss [P]): everybody's own, because nobody's loss depends on another's."""
+    names = list(names)
     loss = objective(parameters, *support)
-    found = torch.autograd.grad(loss.sum(), [parameters[name] for name in rates], create_graph=create_graph)
-    moved = optimiser({name: parameters[name] for name in rates}, dict(zip(rates, found, strict=True)), rates)
-    return {**parameters, **moved}, loss
+    found = torch.autograd.grad(loss.sum(), [parameters[name] for name in names], create_graph=create_graph)
+    return dict(zip(names, found, strict=True)), loss
+
+
+def moved(parameters: Parameters, gradients: Parameters, rates: Mapping[str, Tensor | float],
+          optimiser: Optimiser) -> Parameters:
+    """The parameters after a step on those that have a rate."""
+    return {**parameters, **optimiser({name: parameters[name] for name in rates}, gradients, rates)}
 
 
 def rate(name: str, config: AdaptConfig) -> float:

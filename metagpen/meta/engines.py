@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adaptation.loop import inner_step
+from ..adaptation.loop import inner_gradient, inner_step, moved
 from ..adaptation.optimise import new_optimiser, sgd
 from ..errors import ConfigError
 from ..person.adapter import Parameters
@@ -25,16 +26,18 @@ from .problem import Engine, Problem, StepRates
 
 
 def batched(problem: Problem, leaves: Parameters, rates: Sequence[StepRates], second_order: bool) -> list[Parameters]:
-    """Plain autograd. First order keeps no inner graph; second order runs each step again when its turn comes back."""
+    """Plain autograd. First order keeps no inner graph, and may have its gradients from `problem.gradient`; second
+    order runs each step again when its turn comes back."""
     if second_order and problem.optimiser != "sgd":
         raise ConfigError(f"second order through {problem.optimiser}: only sgd; choose it, or a first-order loop")
     optimiser = new_optimiser(problem.optimiser)
+    gradient = problem.gradient or partial(inner_gradient, problem.inner)
     path, parameters = [], leaves
     for support, step in zip(problem.support, rates, strict=True):
         if second_order:
             parameters = remembered_step(problem, parameters, support, step)
         else:
-            parameters = inner_step(problem.inner, parameters, support, step, optimiser)[0]
+            parameters = moved(parameters, gradient(parameters, support, step)[0], step, optimiser)
         path.append(parameters)
     return path
 
@@ -61,8 +64,8 @@ def remembered_step(problem: Problem, parameters: Parameters, support: tuple[Any
         after = inner_step(problem.inner, mine, support, own_rates, sgd, create_graph)[0]
         return tuple(after[name] for name in rated)
 
-    moved = RememberedStep.apply(step, *parameters.values(), *rates.values())
-    return {**parameters, **dict(zip(rated, moved, strict=True))}
+    after = RememberedStep.apply(step, *parameters.values(), *rates.values())
+    return {**parameters, **dict(zip(rated, after, strict=True))}
 
 
 class RememberedStep(torch.autograd.Function):

@@ -7,7 +7,7 @@ line; what lies between (unrolling the inner steps, first or second order) is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from ..person.adapter import Parameters
 
 Objective = Callable[..., Tensor]  # (parameters, *batch) -> loss [P]
+# (parameters, support batch, names) -> (the inner objective's gradients by name, constants; its loss [P])
+InnerGradient = Callable[[Parameters, tuple[Any, ...], Iterable[str]], tuple[Parameters, Tensor]]
 StepRates = dict[str, Tensor]
 
 
@@ -26,7 +28,8 @@ class Problem:
     """support: a batch per inner step; query: one batch. Both are passed on to their objective after the parameters.
 
     begin: parameters [P, ...] from which people start; rates: per step, what `InnerRule.rates` gives; slow: shared
-    weights that are learned too, by the query's direct gradient (their influence through the steps is left out).
+    weights that are learned too, by the query's direct gradient (their influence through the steps is left out);
+    gradient: a faster way to the inner objective's gradients where they are constants, in first order.
     """
 
     inner: Objective
@@ -37,6 +40,7 @@ class Problem:
     rates: Sequence[StepRates]
     optimiser: str = "sgd"
     slow: Sequence[Tensor] = ()
+    gradient: InnerGradient | None = None
 
     @property
     def people(self) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
 
-from .. import recognise
+from .. import degrade, recognise
 from ..adaptation import AdaptConfig, adapt
-from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw, placed
+from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw, helpers
 from ..atomic import forget_later_steps, whole_file, write_text
 from ..config import SEEDS, Config, Device, Seed, same_run
 from ..errors import CheckpointError, ConfigError, DataError
@@ -41,6 +43,7 @@ from ..person import Parameters, mean_identity
 from ..person.bases import DecoderBases
 from ..person.rule import InnerRule, RuleConfig
 from ..person.start import MixtureHead
+from ..recognise.align import View
 from ..schedule import warmup_cosine
 from ..train import (
     TAKE_ANOTHER,
@@ -56,6 +59,7 @@ from ..weights import load
 from ..workers import finishing
 from . import ENGINES, OUTER_LOOPS, Problem, Progress
 from .problem import where_people_begin
+from .recorded import RecordedGradient
 
 # What validation reports, and what the scorer calls it; LPIPS (AlexNet, lower is better) where its backbone is
 # installed.
@@ -64,7 +68,7 @@ WATCHED = {"identity": "identity:scorer", "psnr": "psnr", "lpips": "lpips", "sha
 MEASURE = {"scorer", "validate_part", "validate_people", "validate_queries", "validate_steps", "validate_degradations"}
 # What a resumed run may have otherwise. Only meta_steps has a part in the weights so far: rates fall along it, so that
 # a run made longer goes on at larger ones, and is not what it would have been at that length from the beginning.
-FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "card", "save_every", "meta_steps",
+FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "workers", "card", "save_every", "meta_steps",
                   "validate_every"} | MEASURE
 
 
@@ -102,7 +106,9 @@ class InnerConfig(AdaptConfig):
     """As in `adapt`, for a rule of fewer steps."""
 
     steps: int = Field(8, gt=0)
-    cuda_graphs: bool | None = Field(None, exclude=True, description="of no effect: meta-training records nothing")
+    cuda_graphs: bool | None = Field(None, exclude=True, description="on a GPU, record the gradient of an inner step "
+                                                                     "and play it again; default: wherever that can "
+                                                                     "be done: in first order, engine batched")
 
 
 class MetaConfig(Config):
@@ -162,6 +168,8 @@ class MetaConfig(Config):
     seed: Seed = 0
     device: Device = "auto"
     threads: int | None = None
+    workers: int | None = Field(None, ge=0, description="processes that draw and damage episodes ahead; default: "
+                                                        "beside a GPU one per core but one, beside a CPU none")
     save_every: int = Field(50, gt=0)
     validate_every: int = Field(200, gt=0)
     validate_part: str = Field("val", description="of the split, who is watched")
@@ -174,6 +182,29 @@ class MetaConfig(Config):
     card: dict[str, Any] = Field({}, description="added to the model's card")
 
 
+class InnerObjective(Objective):
+    """An inner step's loss, as whoever adapts will have it, as a function of tensors alone, so that it can be recorded.
+
+    grid: where the recogniser looks; origin: [P, L, D], where everybody's latent offset began.
+    """
+
+    def __call__(self, parameters: Parameters, truth: Tensor, poor: Tensor, grid: Tensor, origin: Tensor) -> Tensor:
+        self.origin = origin
+        return super().__call__(parameters, truth, poor, View(grid, self.recogniser_loss.recogniser.spec.size))
+
+
+class Episode(NamedTuple):
+    """A meta-step's people, on the CPU: of every inner step the truth, the poor photos [T, P·B, 3, S, S] and landmarks
+    [T, P·B, 5, 2] (nothing without a step); the same of the query; mean embeddings [P, E], and, where the start looks
+    at it, mean w [P, D]."""
+
+    step: int
+    support: tuple[Tensor, ...]
+    query: tuple[Tensor, Tensor, Tensor]
+    identities: Tensor
+    appearances: Tensor | None
+
+
 @dataclass
 class Data:
     """Packed training photos with their embeddings, and the people that are watched."""
@@ -181,6 +212,76 @@ class Data:
     photos: PackedPhotos
     embeddings: Tensor
     watched: People
+
+
+class Episodes(Dataset):
+    """A process' episodes by meta-step, so that worker processes can make them ahead: everybody in the process' places
+    of the meta-batch draws from (seed, step, place) alone.
+
+    appearances: of all photos [N, D], where the start looks at them.
+    """
+
+    def __init__(self, config: MetaConfig, photos: PackedPhotos, embeddings: Tensor, appearances: Tensor | None,
+                 rank: int):
+        self.config, self.photos, self.embeddings, self.appearances = config, photos, embeddings, appearances
+        self.rank, self.degradation = rank, degrade.full_size(config.inner.degradation)
+        self.places = self.eligible()
+
+    def eligible(self) -> list[tuple[Tensor, Tensor]]:
+        """Of everybody who can be an episode: all photos, and those that may be queries."""
+        config, photos = self.config, self.photos
+        least = config.shots[0]
+        unroll = config.unroll if any(config.unroll or ()) else (1, 1)  # [0, 0], no step, is no range to be wrong
+        for name, (low, high) in {"shots": config.shots, "unroll": unroll}.items():
+            if not 1 <= low <= high:
+                raise ConfigError(f"{name}: {[low, high]} is no range; give [smallest, largest] from 1 up")
+        sharp = photos.source_side.nan_to_num(nan=float("inf")) >= config.min_query_side
+        found, order = [], torch.argsort(photos.person, stable=True)
+        for own in order.split(torch.bincount(photos.person, minlength=len(photos.names)).tolist()):
+            queries = own[sharp[own]]
+            if len(queries) and len(own) >= least + 1:
+                found.append((own, queries))
+        if not found:
+            raise DataError(f"no training person has {least} photos to learn from and another of "
+                            f"{config.min_query_side} native px to be judged on; lower shots or min_query_side, or "
+                            "add photos")
+        return found
+
+    def __getitem__(self, step: int) -> Episode:
+        config, photos = self.config, self.photos
+        albums, generators, identities, appearances, query = [], [], [], [], []
+        for place in range(self.rank * config.people, (self.rank + 1) * config.people):
+            number = (config.seed * 1_000_003 + step) * 65_537 + place
+            generator = torch.Generator().manual_seed(number % SEEDS)
+            own, may_be_query = self.places[int(torch.randint(len(self.places), (), generator=generator))]
+            shots = int(torch.randint(config.shots[0], min(config.shots[1], len(own) - 1) + 1, (), generator=generator))
+            first = may_be_query[torch.randint(len(may_be_query), (), generator=generator)]
+            rest = own[own != first]
+            rest = rest[torch.randperm(len(rest), generator=generator)]
+            support, others = rest[:shots], rest[shots:]
+            candidates = torch.cat((first[None], others[torch.isin(others, may_be_query)]))[:config.queries]
+            candidates = candidates[torch.arange(config.queries) % len(candidates)]  # few photos: damaged repeatedly
+            truth = photos.batch(candidates)
+            query.append((truth, self.degradation(truth, generator), photos.landmarks[candidates]))
+            albums.append(Album(photos.batch(support), photos.landmarks[support]))
+            identities.append(mean_identity(self.embeddings[support]))
+            if self.appearances is not None:
+                appearances.append(self.appearances[support].mean(dim=0))
+            generators.append(generator)
+        drawn = [draw(albums, self.degradation, config.inner, generators) for _ in range(self.inner_steps(step))]
+        return Episode(step, together(drawn, torch.stack), together(query, torch.cat), torch.stack(identities),
+                       torch.stack(appearances) if appearances else None)
+
+    def inner_steps(self, step: int) -> int:
+        """How many inner steps a meta-step trains through; the same in every process."""
+        if self.config.unroll is None:
+            return self.config.inner.steps
+        fewest, most = self.config.unroll
+        if most == 0:
+            return 0
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % SEEDS)
+        place = torch.rand((), generator=generator).item()
+        return min(most, int(fewest * ((most + 1) / fewest) ** place))
 
 
 class Trainer:
@@ -197,10 +298,11 @@ class Trainer:
         self.degradations, self.lpips = named_degradations(config.validate_degradations), load_lpips()
         self.model = self._with_rule(model).to(self.device)
         looks = self.model.start is not None and self.model.start.appearance is not None
-        self.appearances = see_all(self.model, data.photos) if looks else None
+        appearances = see_all(self.model, data.photos) if looks else None
+        self.episodes = Episodes(config, data.photos, data.embeddings, appearances, self.rank)
+        self.inner_objective = InnerObjective(self.model, config.inner, self.recogniser, None)
         self.query_objective = QueryObjective(self.model, outer_config(config), in_losses, config.outer.lpips,
                                               VGGLoss().to(self.device) if config.outer.lpips else None)
-        self.places = self._eligible()
         self.groups = self._groups()
         self.slow = list(self.groups["slow"].values())
         rates = {"begin": config.lr, "rates": config.lr_rates, "start": config.lr_start, "slow": config.lr_slow}
@@ -209,6 +311,9 @@ class Trainer:
         self.optimiser = (torch.optim.Adam(groups, betas=(0.9, 0.99)) if config.outer_optimiser == "adam"
                           else torch.optim.SGD(groups))
         self.average = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(config.ema))
+        rule = self.model.rule
+        self.gradient = (RecordedGradient(self.inner_objective, rule.names, rule.moving)
+                         if records_gradients(config, self.device) else None)
 
     def _with_rule(self, model: MetaGPEN) -> MetaGPEN:
         config = self.config
@@ -240,26 +345,6 @@ class Trainer:
         channels = [layer.conv.weight.shape[1] for layer in model.gpen.generator.styled]
         return MixtureHead(model.start.hidden, channels, rank, self.config.start_mixtures)
 
-    def _eligible(self) -> list[tuple[Tensor, Tensor]]:
-        """Of everybody who can be an episode: all photos, and those that may be queries."""
-        config, photos = self.config, self.data.photos
-        least = config.shots[0]
-        unroll = config.unroll if any(config.unroll or ()) else (1, 1)  # [0, 0], no step, is no range to be wrong
-        for name, (low, high) in {"shots": config.shots, "unroll": unroll}.items():
-            if not 1 <= low <= high:
-                raise ConfigError(f"{name}: {[low, high]} is no range; give [smallest, largest] from 1 up")
-        sharp = photos.source_side.nan_to_num(nan=float("inf")) >= config.min_query_side
-        found, order = [], torch.argsort(photos.person, stable=True)
-        for own in order.split(torch.bincount(photos.person, minlength=len(photos.names)).tolist()):
-            queries = own[sharp[own]]
-            if len(queries) and len(own) >= least + 1:
-                found.append((own, queries))
-        if not found:
-            raise DataError(f"no training person has {least} photos to learn from and another of "
-                            f"{config.min_query_side} native px to be judged on; lower shots or min_query_side, or "
-                            "add photos")
-        return found
-
     def _groups(self) -> dict[str, dict[str, Tensor]]:
         """What is learned, by group and name; asks for their gradients."""
         config, rule = self.config, self.model.rule
@@ -287,66 +372,45 @@ class Trainer:
                 value.requires_grad_(True)
         moving = sorted(name for name in groups["slow"] if name.startswith(("gpen.ecd", "gpen.final_linear.",
                                                                             "gpen.generator.style.")))
-        if moving and self.appearances is not None:
+        if moving and self.episodes.appearances is not None:
             raise ConfigError(f"slow: {moving[0]} makes the w that the start looks at, which is computed once; take it "
                               "out")
         return groups
 
     # -- one meta-step ----------------------------------------------------------------------------------------
 
-    def problem(self, step: int) -> Problem:
-        """The episodes of a step: everybody in this process' places of the meta-batch draws alone."""
-        config, photos = self.config, self.data.photos
-        albums, generators, identities, appearances, query = [], [], [], [], []
-        inner_objective = Objective(self.model, config.inner, self.recogniser, None)  # as whoever adapts will have it
-        for place in range(self.rank * config.people, (self.rank + 1) * config.people):
-            number = (config.seed * 1_000_003 + step) * 65_537 + place
-            generator = torch.Generator().manual_seed(number % SEEDS)
-            own, may_be_query = self.places[int(torch.randint(len(self.places), (), generator=generator))]
-            shots = int(torch.randint(config.shots[0], min(config.shots[1], len(own) - 1) + 1, (), generator=generator))
-            first = may_be_query[torch.randint(len(may_be_query), (), generator=generator)]
-            rest = own[own != first]
-            rest = rest[torch.randperm(len(rest), generator=generator)]
-            support, others = rest[:shots], rest[shots:]
-            candidates = torch.cat((first[None], others[torch.isin(others, may_be_query)]))[:config.queries]
-            candidates = candidates[torch.arange(config.queries) % len(candidates)]  # few photos: damaged repeatedly
-            truth = photos.batch(candidates)
-            query.append((truth, inner_objective.degradation(truth, generator), photos.landmarks[candidates]))
-            albums.append(Album(photos.batch(support), photos.landmarks[support]))
-            identities.append(mean_identity(self.data.embeddings[support]))
-            if self.appearances is not None:
-                appearances.append(self.appearances[support].mean(dim=0))
-            generators.append(generator)
-        steps = self.inner_steps(step)
-        batches = [placed(draw(albums, inner_objective.degradation, config.inner, generators), self.device,
-                          self.recogniser) for _ in range(steps)]
+    def upcoming(self) -> Iterator[Episode]:
+        """The episodes from here to the end."""
+        workers = helpers(self.device) if self.config.workers is None else self.config.workers
+        return iter(DataLoader(self.episodes, batch_size=None, sampler=range(self.step, self.config.meta_steps),
+                               num_workers=workers, pin_memory=self.device.type == "cuda",
+                               generator=torch.Generator().manual_seed(0)))
+
+    def problem(self, episode: Episode) -> Problem:
+        """What an outer loop is given of an episode, on the device."""
+        config, rule, steps = self.config, self.model.rule, self.episodes.inner_steps(episode.step)
+
+        def place(value: Tensor) -> Tensor:
+            return value.to(self.device, non_blocking=True)
+
         guess = None
         if config.inner.start:
-            seen = torch.stack(appearances).to(self.device) if appearances else None
-            guess = self.model.guess(torch.stack(identities).to(self.device), seen)
-        begin = self.model.rule.begin(config.people, guess)
-        inner_objective.origin = begin["latent.offset"].detach()
-        return Problem(inner_objective, self.query_objective, batches,
-                       tuple(torch.cat(part).to(self.device) for part in zip(*query, strict=True)), begin,
-                       [self.model.rule.rates(k, steps) for k in range(steps)], config.inner.optimiser, self.slow)
+            seen = None if episode.appearances is None else place(episode.appearances)
+            guess = self.model.guess(place(episode.identities), seen)
+        begin = rule.begin(config.people, guess)
+        origin = begin["latent.offset"].detach()
+        support = [(place(truth), place(poor), self.recogniser.view(landmarks, truth).grid, origin)
+                   for truth, poor, landmarks in zip(*episode.support, strict=True)]
+        return Problem(self.inner_objective, self.query_objective, support,
+                       tuple(place(part) for part in episode.query), begin,
+                       [rule.rates(k, steps) for k in range(steps)], config.inner.optimiser, self.slow, self.gradient)
 
-    def inner_steps(self, step: int) -> int:
-        """How many inner steps a meta-step trains through; the same in every process."""
-        if self.config.unroll is None:
-            return self.config.inner.steps
-        fewest, most = self.config.unroll
-        if most == 0:
-            return 0
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % SEEDS)
-        place = torch.rand((), generator=generator).item()
-        return min(most, int(fewest * ((most + 1) / fewest) ** place))
-
-    def meta_gradient(self, step: int) -> Tensor:
+    def meta_gradient(self, episode: Episode) -> Tensor:
         """Fills `.grad` of everything learned with the mean over all processes' people; returns the outer loss."""
-        problem = self.problem(step)
-        second_order = not self.config.first_order
+        problem = self.problem(episode)
+        progress = Progress(episode.step / self.config.meta_steps, not self.config.first_order)
         if problem.support:
-            found = self.loop.gradient(problem, self.engine, Progress(step / self.config.meta_steps, second_order))
+            found = self.loop.gradient(problem, self.engine, progress)
         else:
             found = where_people_begin(problem)
         self.optimiser.zero_grad(set_to_none=True)
@@ -370,9 +434,8 @@ class Trainer:
             average_over_processes(loss)
         return loss
 
-    def train_step(self) -> dict[str, float]:
-        began = time.perf_counter()
-        loss = self.meta_gradient(self.step)
+    def train_step(self, episode: Episode) -> dict[str, float]:
+        loss = self.meta_gradient(episode)
         factor = self._factor()
         record = {"step": self.step, "loss": float(loss), "factor": factor}
         for group in self.optimiser.param_groups:
@@ -383,7 +446,6 @@ class Trainer:
         self.optimiser.step()
         self.average.update_parameters(self.model)
         self.step += 1
-        record["people_per_second"] = self.config.people * self.world / (time.perf_counter() - began)
         return record
 
     def _factor(self) -> float:
@@ -477,11 +539,14 @@ class Trainer:
         with (ProgressBar(*columns, console=console, disable=self.rank > 0) as progress,
               (self.folder / f"log{self.rank or ''}.jsonl").open("a") as log):
             bar = progress.add_task("meta-train", total=config.meta_steps, completed=self.step)
+            upcoming = self.upcoming()
             while self.step < config.meta_steps:
-                record = {"step": self.step}
+                record, began = {"step": self.step}, time.perf_counter()
                 with log_of_step(log, record, self):
+                    episode = next(upcoming)
                     with finishing():
-                        record |= self.train_step()
+                        record |= self.train_step(episode)
+                        record["people_per_second"] = config.people * self.world / (time.perf_counter() - began)
                     if self._looks():
                         self._validate_and_keep(record, console)
                 self._show(board, record)
@@ -525,6 +590,22 @@ class Trainer:
             self.average.module.save(self.folder / "best.safetensors")
             self.best = value
         self.validated = self.step
+
+
+def together(parts: Sequence[tuple[Tensor, ...]], join: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    """The first tensors of all parts as one, the second ones, and so on."""
+    return tuple(join(own) for own in zip(*parts, strict=True))
+
+
+def records_gradients(config: MetaConfig, device: torch.device) -> bool:
+    """Whether inner gradients are recorded as a CUDA graph. Raises ConfigError where that is asked for and cannot
+    be."""
+    wanted = config.inner.cuda_graphs
+    possible = config.first_order and config.engine == "batched"
+    if wanted and device.type == "cuda" and not possible:
+        raise ConfigError("inner.cuda_graphs: gradients are recorded in first order and by engine: batched only; take "
+                          "it out")
+    return device.type == "cuda" and possible and wanted is not False
 
 
 def outer_config(config: MetaConfig) -> AdaptConfig:
