@@ -30,7 +30,7 @@ from metagpen.person.rule import InnerRule, RuleConfig
 
 @pytest.fixture
 def config(tmp_path, monkeypatch, tiny_model, tiny_recogniser) -> meta.MetaConfig:
-    monkeypatch.setattr(recognise, "load", lambda *_, **__: tiny_recogniser)
+    monkeypatch.setattr(recognise, "load", lambda *_, device="cpu", **__: tiny_recogniser.to(torch.device(device)))
     rng = np.random.default_rng(0)
     rows = [("set", "id", "split")]
     for person, part in (("ada", "train"), ("bob", "train"), ("cyd", "train"), ("solo", "train"), ("eve", "val")):
@@ -207,7 +207,7 @@ def test_episodes_made_ahead_are_those_made_in_place(config, tmp_path):
 
 def test_a_step_from_recorded_gradients_is_the_plain_one(config):
     """Of what would be recorded, run as it is; the recording itself is tested on a GPU."""
-    plain, other = (meta.prepare(config) for _ in range(2))
+    plain, other = (meta.prepare(config.model_copy(update={"device": "cpu"})) for _ in range(2))
     rule = other.model.rule
     other.gradient = RecordedGradient(other.inner_objective, rule.names, rule.moving, recorded=False)
     for trainer in (plain, other):

@@ -399,8 +399,10 @@ class Trainer:
             guess = self.model.guess(place(episode.identities), seen)
         begin = rule.begin(config.people, guess)
         origin = begin["latent.offset"].detach()
-        support = [(place(truth), place(poor), self.recogniser.view(landmarks, truth).grid, origin)
-                   for truth, poor, landmarks in zip(*episode.support, strict=True)]
+        support = []
+        for truth, poor, landmarks in zip(*episode.support, strict=True):
+            truth = place(truth)
+            support.append((truth, place(poor), self.recogniser.view(landmarks, truth).grid, origin))
         return Problem(self.inner_objective, self.query_objective, support,
                        tuple(place(part) for part in episode.query), begin,
                        [rule.rates(k, steps) for k in range(steps)], config.inner.optimiser, self.slow, self.gradient)
