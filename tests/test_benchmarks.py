@@ -393,3 +393,17 @@ def test_an_opened_gate_restores_ruins_as_before():
     assert own.gate.slope.unique().tolist() == [20.0] and own.rule is None
     for before, after in zip(*found, strict=True):
         torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-5)
+
+
+def test_skips_of_a_decoder_add_up_to_its_image(tiny_model):
+    """The last skip is the image; what is said of the others is what they are."""
+    skips = script("skip_rgb")
+    randomise(tiny_model.gpen, seed=2)
+    poor = torch.rand(3, 3, tiny_model.size, tiny_model.size) * 2 - 1
+    found = skips.skips(tiny_model, poor)
+    assert [skip.shape[-1] for skip in found] == [4 * 2**k for k in range(len(found))]
+    torch.testing.assert_close(found[-1], tiny_model.restore(poor))
+    rows = skips.measured(tiny_model, poor)
+    reduced = torch.nn.functional.avg_pool2d(found[-1], found[-1].shape[-1] // 4)
+    mse = (found[0] - reduced).square().flatten(1).mean(1) / 4
+    assert rows[0]["side"] == 4 and rows[0]["psnr"] == pytest.approx(float((-10 * mse.log10()).mean()), rel=1e-4)
