@@ -402,7 +402,7 @@ def test_skips_of_a_decoder_add_up_to_its_image(tiny_model):
     poor = torch.rand(3, 3, tiny_model.size, tiny_model.size) * 2 - 1
     found = skips.skips(tiny_model, poor)
     assert [skip.shape[-1] for skip in found] == [4 * 2**k for k in range(len(found))]
-    torch.testing.assert_close(found[-1], tiny_model.restore(poor))
+    torch.testing.assert_close(found[-1].clamp(-1, 1), tiny_model.restore(poor).clamp(-1, 1))
     rows = skips.measured(tiny_model, poor)
     reduced = torch.nn.functional.avg_pool2d(found[-1], found[-1].shape[-1] // 4)
     mse = (found[0] - reduced).square().flatten(1).mean(1) / 4
