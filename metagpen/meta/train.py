@@ -7,6 +7,7 @@ place of one with twice the people, take the same meta-steps.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -381,7 +382,9 @@ class Trainer:
 
     def upcoming(self) -> Iterator[Episode]:
         """The episodes from here to the end."""
-        workers = helpers(self.device) if self.config.workers is None else self.config.workers
+        workers = self.config.workers
+        if workers is None:  # processes of this machine share its cores
+            workers = math.ceil(helpers(self.device) / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         return iter(DataLoader(self.episodes, batch_size=None, sampler=range(self.step, self.config.meta_steps),
                                num_workers=workers, pin_memory=self.device.type == "cuda",
                                generator=torch.Generator().manual_seed(0)))
