@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 # each after its configuration
-RUNS = ("curve_rates", "curve_128", "curve_start", "curve_16", "curve_128_long", "curve_strength", "curve_london",
-        "curve_lfw", "curve_precision")
+RUNS = ("curve_rates", "curve_128", "curve_start", "curve_16", "curve_128_long", "curve_long_hard", "curve_strength",
+        "curve_london", "curve_lfw", "curve_precision")
 SCORER = "068"
 DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
@@ -329,14 +329,14 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
     rows = {name: people_done(read_run(name)) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
     found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "start", "photos", "sixteen", "steps", "long",
-                           "strength", "london", "lfw", "precision"), NOT_YET)
+                           "long_hard", "strength", "london", "lfw", "precision"), NOT_YET)
     for name, make in {"curve_128": of_curve, "curve_start": of_start, "curve_16": of_sixteen, "curve_rates": of_rates,
-                       "curve_128_long": of_long, "curve_strength": of_strength, "curve_london": of_london,
-                       "curve_lfw": of_lfw, "curve_precision": of_precision}.items():
+                       "curve_128_long": of_long, "curve_long_hard": of_long_hard, "curve_strength": of_strength,
+                       "curve_london": of_london, "curve_lfw": of_lfw, "curve_precision": of_precision}.items():
         if name in rows:
             found |= make(rows[name], summed[name])
     if "curve_128" in rows:
-        found["goals"] = goals(rows["curve_128"], rows.get("curve_128_long", ()))
+        found["goals"] = goals(rows["curve_128"], rows.get("curve_long_hard", ()))
     return found, rows, summed
 
 
@@ -405,6 +405,12 @@ def of_long(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     tunes = [("finetune@n", 5, n) for n in sorted({row["steps"] for row in rows if row["method"] == "finetune@n"})]
     tables = differences(rows, [*tunes, FINETUNE]), by_damage(summed, lambda row: True, ("hard",)), machines(rows)
     return {"long": "\n\n".join(tables)}
+
+
+def of_long_hard(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
+    hard = ("hard",)
+    tables = differences(rows, [FINETUNE], hard), by_damage(summed, lambda row: True, hard), machines(rows)
+    return {"long_hard": "\n\n".join(tables)}
 
 
 def of_strength(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:

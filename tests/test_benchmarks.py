@@ -203,14 +203,17 @@ def evidence(tmp_path, monkeypatch):
         "curve_start": [*alone, ("adapt", 5, 0), ("adapt", 5, 32), ("start-full-x4", 5, 32), ("no-start", 5, 32)],
         "curve_16": [*alone, *(("adapt", shots, 32) for shots in (1, 4, 16)), ("lora-16-x16", 16, 32)],
         "curve_128_long": [*alone, ("adapt", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
+        "curve_long_hard": [*alone[1:], ("adapt", 5, 32), ("finetune", 5, 2000)],
         "curve_strength": [*alone, ("strength-50", 5, 32), ("adapt", 5, 32)],
         "curve_london": [*alone, ("adapt", 1, 32)],
         "curve_precision": [*alone, ("adapt", 5, 32), ("adapt-float32", 5, 32)],
         "curve_lfw": [*alone, *ours, ("lora-16-x16", 1, 32), ("lora-16-x16", 5, 32)],
     }.items():
         rows = curve_rows(points)
-        if name == "curve_128_long":  # killed while the last person's fine-tune ran
+        if name in ("curve_128_long", "curve_long_hard"):  # killed while the last person's fine-tune ran
             rows = [row for row in rows if (row["identity"], row["method"]) != ("3", "finetune")]
+        if name == "curve_long_hard":
+            rows = [row for row in rows if row["degradation"] == "hard"]
         write_rows(tmp_path / f"{name}.jsonl.gz", rows)
     page = tmp_path / "evidence.md"
     page.write_text(module.PAGE.read_text())
@@ -261,7 +264,7 @@ def test_evidence_convicts(evidence, monkeypatch, tmp_path):
             row["value"] += 0.2
         if row["method"] == "lora-4":
             row["value"] += {"0": 0.1, "1": 0.3}.get(row["identity"], 0.2)  # around ours: 0.35 against 0.15
-    long = curve_report.read_rows(tmp_path / "curve_128_long.jsonl.gz")
+    long = curve_report.read_rows(tmp_path / "curve_long_hard.jsonl.gz")
     for row in long:
         if row["method"] == "finetune":
             row["seconds"] = 40.0
@@ -287,10 +290,10 @@ def test_page_shows_the_committed_evidence():
 
 
 def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
-    for name in ("curve_128_long", "curve_london", "curve_lfw"):
+    for name in ("curve_128_long", "curve_long_hard", "curve_london", "curve_lfw"):
         (tmp_path / f"{name}.jsonl.gz").unlink()
     found, rows, _ = evidence.blocks()
-    assert found["long"] == found["london"] == found["lfw"] == evidence.NOT_YET
+    assert found["long"] == found["long_hard"] == found["london"] == found["lfw"] == evidence.NOT_YET
     assert set(rows) == {"curve_rates", "curve_128", "curve_start", "curve_16", "curve_strength", "curve_precision"}
     assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
     assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")
