@@ -18,7 +18,9 @@ from metagpen.errors import ConfigError, DataError, MetagpenError
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.curve import write_rows
 from metagpen.gpen import GPEN
-from metagpen.person import AdapterSpec, new_parameters, personal_forward
+from metagpen.model import MetaGPEN
+from metagpen.person import AdapterSpec, DecoderBases, new_parameters, personal_forward
+from metagpen.person.rule import InnerRule, RuleConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -410,3 +412,24 @@ def test_skips_of_a_decoder_add_up_to_its_image(tiny_model):
     reduced = torch.nn.functional.avg_pool2d(found[-1], found[-1].shape[-1] // 4)
     mse = (found[0] - reduced).square().flatten(1).mean(1) / 4
     assert rows[0]["side"] == 4 and rows[0]["psnr"] == pytest.approx(float((-10 * mse.log10()).mean()), rel=1e-4)
+
+
+def test_only_the_filters_of_a_meta_training_are_kept(tiny_model):
+    """Who begins there begins as before, whatever else was learned."""
+    keep = script("keep_filters")
+    spec = AdapterSpec(0, 1, decoder_rank=2)
+    base, trained = (MetaGPEN(tiny_model.gpen, tiny_model.start, {}, InnerRule(tiny_model.gpen, spec, RuleConfig()),
+                              DecoderBases.random(tiny_model.gpen, 2)) for _ in range(2))
+    for own in (*trained.bases.filters, *trained.rule.initial.values()):
+        own.data += 1.0
+    kept = keep.with_filters_of(base, trained)
+    for own, expected in zip(kept.bases.filters, trained.bases.filters, strict=True):
+        assert torch.equal(own, expected)
+    for name, value in kept.rule.initial.items():
+        assert torch.equal(value, base.rule.initial[name])
+    assert kept.card["filters"]["kept"].startswith("the shared filters alone")
+    with pytest.raises(ConfigError, match="shares no decoder filters"):
+        keep.with_filters_of(base, MetaGPEN(tiny_model.gpen, tiny_model.start))
+    other = GPEN(**tiny_model.gpen.config.to_dict())
+    with pytest.raises(ConfigError, match="did not begin from this base"):
+        keep.with_filters_of(base, MetaGPEN(other, tiny_model.start, bases=trained.bases))

@@ -46,7 +46,7 @@ from metagpen.evaluate import report
 from metagpen.gpen import GPEN
 from metagpen.gpen.layers import ModulatedConv2d
 from metagpen.model import MetaGPEN
-from metagpen.person import Parameters, Person
+from metagpen.person import DecoderBases, Parameters, Person
 from metagpen.recognise import Recogniser
 from metagpen.recognise.align import View
 from metagpen.restore.null_space import null_space
@@ -268,6 +268,7 @@ def reference_average(lesson: Lesson) -> Learner:
 @method("adapt", follows_rule=True)
 @method("no-rule", rule=False)
 @method("adapt-gated", follows_rule=True, gated_decoder=True)
+@method("random-filters", follows_rule=True, learned_filters=False)
 @method("no-start", rate=1.0, rule=False, start=False)
 @method("wrong-person", photos="wrong", follows_rule=True)
 @method("adapt-float32", follows_rule=True, bf16=False)
@@ -275,15 +276,15 @@ def reference_average(lesson: Lesson) -> Learner:
 @method("strength-50", follows_rule=True, strength=0.5)
 @method("strength-75", follows_rule=True, strength=0.75)
 def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool = True, start: bool = True,
-            gated_decoder: bool | None = None) -> Learner:
+            gated_decoder: bool | None = None, learned_filters: bool = True) -> Learner:
     """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength.
 
     rule: whether the model's rule is followed, if it has one; without it, at `lesson.rate` times the configured rates.
     bf16: False for steps in float32 throughout. start: False to begin at nobody. gated_decoder: in place of the
-    configured. At n steps of the schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, on a
-    CPU bit for bit.
+    configured. learned_filters: False for random filters in place of the model's. At n steps of the schedule "per-run",
+    or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.
     """
-    model = lesson.model
+    model = lesson.model if learned_filters else with_random_filters(lesson.model)
     wanted = {"rule": rule and model.rule is not None, "bf16": bf16 and lesson.config.bf16,
               "start": start and lesson.config.start}
     if gated_decoder is not None:
@@ -301,6 +302,14 @@ def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool
         return {name: lesson.rate * rate for name, rate in step_rates(model, config, step, parameters).items()}
 
     return Learner(parameters, restore, objective, rates, config.optimiser)
+
+
+def with_random_filters(model: MetaGPEN) -> MetaGPEN:
+    """The model, its decoder differences made of random filters, as a file would hold them."""
+    bases = DecoderBases.random(model.gpen, model.bases.rank) if model.bases else None
+    for own in bases.filters if bases else ():
+        own.data = own.data.half().float()
+    return MetaGPEN(model.gpen, model.start, model.card, model.rule, bases)
 
 
 def started(lesson: Lesson) -> Parameters | None:

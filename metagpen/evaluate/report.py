@@ -225,6 +225,7 @@ LABELS = {
     "null-space": "adapt in the null space",
     "adapt-float32": "adapt, its steps in float32",
     "adapt-gated": "adapt, its mixtures gated",
+    "random-filters": "adapt, its mixtures of random filters",
     "strength-25": "adapt at strength 0.25",
     "strength-50": "adapt at strength 0.5",
     "strength-75": "adapt at strength 0.75",
