@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 # each after its configuration
-RUNS = ("curve_rates", "curve_128", "curve_start", "curve_16", "curve_128_long", "curve_long_hard", "curve_strength",
-        "curve_london", "curve_lfw", "curve_precision")
+RUNS = ("curve_rates", "curve_128", "curve_start", "curve_meta", "curve_16", "curve_128_long", "curve_long_hard",
+        "curve_strength", "curve_london", "curve_lfw", "curve_precision")
 SCORER = "068"
 DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
@@ -221,12 +221,13 @@ def everybody(row: Row) -> bool:
 
 
 def differences(rows: Sequence[Row], rivals: Sequence[Point], degradations: Sequence[str] = tuple(DAMAGE),
-                ours: Point = OURS) -> str:
-    """Ours after 32 steps minus each of them, with the seconds that they take."""
+                ours: Point | None = OURS) -> str:
+    """Ours (None: after as many steps on as many photos) minus each of them, with the seconds that they take."""
     lines = []
     for theirs in rivals:
+        mine = ours or ("adapt", *theirs[1:])
         for degradation in degradations:
-            gains = [interval(against(rows, ours, theirs, metric, degradation), digits)
+            gains = [interval(against(rows, mine, theirs, metric, degradation), digits)
                      for metric, digits in COMPARED.items()]
             what = f"{label_of(theirs[0])}, {theirs[2]} steps; {DAMAGE[degradation]}"
             lines.append([what, *gains, f"{seconds(rows, theirs):.0f}"])
@@ -328,11 +329,12 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
     """The page's tables by the name of their markers; the rows and summaries of the runs that there are."""
     rows = {name: people_done(read_run(name)) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
-    found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "start", "photos", "sixteen", "steps", "long",
-                           "long_hard", "strength", "london", "lfw", "precision"), NOT_YET)
-    for name, make in {"curve_128": of_curve, "curve_start": of_start, "curve_16": of_sixteen, "curve_rates": of_rates,
-                       "curve_128_long": of_long, "curve_long_hard": of_long_hard, "curve_strength": of_strength,
-                       "curve_london": of_london, "curve_lfw": of_lfw, "curve_precision": of_precision}.items():
+    found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "start", "filters", "meta", "photos", "sixteen",
+                           "steps", "long", "long_hard", "strength", "london", "lfw", "precision"), NOT_YET)
+    for name, make in {"curve_128": of_curve, "curve_start": of_start, "curve_meta": of_meta, "curve_16": of_sixteen,
+                       "curve_rates": of_rates, "curve_128_long": of_long, "curve_long_hard": of_long_hard,
+                       "curve_strength": of_strength, "curve_london": of_london, "curve_lfw": of_lfw,
+                       "curve_precision": of_precision}.items():
         if name in rows:
             found |= make(rows[name], summed[name])
     if "curve_128" in rows:
@@ -367,7 +369,8 @@ def of_curve(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     steps = sorted({row["steps"] for row in ours})
     tables = by_damage(summed, everybody), differences(rows, rivals_of(rows)), machines(rows)
     return {"rivals": "\n\n".join(tables), "steps": along(summed, "steps", [("adapt", 5, n) for n in steps]),
-            "photos": photos(rows, summed), "adaptation": adaptation_goals(rows, summed)}
+            "photos": photos(rows, summed), "adaptation": adaptation_goals(rows, summed),
+            "filters": f"{after_as_many(rows, ['random-filters'])}\n\n{machines(rows)}"}
 
 
 def photos(rows: Sequence[Row], summed: Sequence[Row]) -> str:
@@ -381,6 +384,20 @@ def of_start(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     points = dict.fromkeys((row["method"], row["shots"], row["steps"]) for row in rows)
     others = [point for point in points if rate_of(point[0])[0] in ARMS or point == ("adapt", 5, 0)]
     return {"start": f"{differences(rows, others)}\n\n{by_damage(summed, lambda row: True)}\n\n{machines(rows)}"}
+
+
+def of_meta(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
+    """Ours, which keeps the filters that were learned, against all that was learned with them."""
+    methods = [method for method in dict.fromkeys(row["method"] for row in rows) if method.startswith("meta-")]
+    return {"meta": f"{after_as_many(rows, methods)}\n\n{machines(rows)}"}
+
+
+def after_as_many(rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """Ours minus each of these on five photos, both after as many steps."""
+    damage = [name for name in DAMAGE if any(row["degradation"] == name for row in rows)]
+    points = dict.fromkeys((row["method"], row["shots"], row["steps"]) for row in rows)
+    theirs = sorted(point for point in points if point[0] in methods and point[1] == 5)
+    return differences(rows, theirs, damage, ours=None) if theirs else NOT_YET
 
 
 def of_sixteen(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:

@@ -200,9 +200,11 @@ def evidence(tmp_path, monkeypatch):
     ours = [("adapt", shots, steps) for shots in (1, 2, 5, 8) for steps in (0, 8, 32)]
     for name, points in {
         "curve_rates": [*alone, ("adapt", 5, 32), ("full", 5, 32), ("full-x4", 5, 32), ("lora-4", 5, 32)],
-        "curve_128": [*alone, *ours, ("lora-4", 5, 32), ("full-x4", 5, 32), ("wrong-person", 5, 32),
+        "curve_128": [*alone, *ours, ("random-filters", 5, 8), ("random-filters", 5, 32), ("lora-4", 5, 32),
+                      ("full-x4", 5, 32), ("wrong-person", 5, 32),
                       ("finetune@n-x4", 5, 32), ("reference-average", 5, 0)],
         "curve_start": [*alone, ("adapt", 5, 0), ("adapt", 5, 32), ("start-full-x4", 5, 32), ("no-start", 5, 32)],
+        "curve_meta": [*alone, ("adapt", 5, 0), ("adapt", 5, 32), ("meta-begins", 5, 0), ("meta-begins", 5, 32)],
         "curve_16": [*alone, *(("adapt", shots, 32) for shots in (1, 4, 16)), ("lora-16-x16", 16, 32)],
         "curve_128_long": [*alone, ("adapt", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
         "curve_long_hard": [*alone[1:], ("adapt", 5, 32), ("finetune", 5, 2000)],
@@ -231,6 +233,8 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     assert "Not measured yet." not in page and page.count("**missed**") == 0 and page.count("| reached |") == 9 + 16
     assert "identity: ours after 32 steps not below the fine-tune after 2,000 (3 people) | +0.200" in page
     assert "| 2 | +0.320 [+0.320, +0.320] |" in page, "two photos"
+    for line in ("adapt, its mixtures of random filters, 8 steps; 16 px", "meta-begins, 0 steps; moderate"):
+        assert f"| {line} | +0." in page, "ours after as many steps minus theirs"
     assert "| adapt, 0 steps; 16 px | +0.050" in page
     assert "| every weight, from our start at 4 times its rates, 32 steps; 8 px | +0.200" in page
     assert "| 16 px, identity | +0.030 [+0.030, +0.030] | +0.120 [+0.120, +0.120] |" in page, "1 to 4 to 16"
@@ -296,7 +300,8 @@ def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
         (tmp_path / f"{name}.jsonl.gz").unlink()
     found, rows, _ = evidence.blocks()
     assert found["long"] == found["long_hard"] == found["london"] == found["lfw"] == evidence.NOT_YET
-    assert set(rows) == {"curve_rates", "curve_128", "curve_start", "curve_16", "curve_strength", "curve_precision"}
+    assert set(rows) == {"curve_rates", "curve_128", "curve_start", "curve_meta", "curve_16", "curve_strength",
+                         "curve_precision"}
     assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
     assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")
 
