@@ -58,7 +58,7 @@ def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path
     folder = RUNS / f"{begin.stem}_{arguments.meta_steps}" / loop
     config = MetaConfig.from_dict({
         **measure.settings_on_shared(CONFIG), "part": "kept", "loop": loop, "base": str(begin),
-        "slow": [], "learn_start": False, "lr_rates": 3e-2,
+        "slow": [], "learn_start": False, "lr_rates": 3e-2, "people": 4, "unroll": [8, 32], "ema": 0.9, "warmup": 5,
         "meta_steps": arguments.meta_steps, "device": arguments.device, "output_dir": folder,
         "cache_dir": RUNS / "cache",
         "validate_every": arguments.meta_steps, "validate_people": 1, "validate_queries": 1, "validate_steps": [0],

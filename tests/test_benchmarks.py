@@ -435,6 +435,10 @@ def test_only_the_filters_of_a_meta_training_are_kept(tiny_model):
     assert kept.card["filters"]["kept"].startswith("the shared filters alone")
     with pytest.raises(ConfigError, match="shares no decoder filters"):
         keep.with_filters_of(base, MetaGPEN(tiny_model.gpen, tiny_model.start))
+    mixed = InnerRule(tiny_model.gpen, spec, RuleConfig())
+    mixed.initial["decoder-0-up"].data += 1.0
+    with pytest.raises(ConfigError, match="begins with mixtures of its own filters"):
+        keep.with_filters_of(MetaGPEN(tiny_model.gpen, tiny_model.start, {}, mixed, base.bases), trained)
     other = GPEN(**tiny_model.gpen.config.to_dict())
     with pytest.raises(ConfigError, match="did not begin from this base"):
         keep.with_filters_of(base, MetaGPEN(other, tiny_model.start, bases=trained.bases))

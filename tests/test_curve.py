@@ -34,7 +34,7 @@ from metagpen.gpen import GPEN
 from metagpen.identities import People
 from metagpen.meta.train import MetaConfig
 from metagpen.model import MetaGPEN
-from metagpen.person import AdapterSpec, IdentityStart
+from metagpen.person import AdapterSpec, DecoderBases, IdentityStart
 from metagpen.person.rule import InnerRule, RuleConfig
 from metagpen.recognise.distil import DistilConfig
 from metagpen.train import TrainConfig
@@ -186,6 +186,22 @@ def test_adapt_follows_the_learned_rule_and_no_rule_does_not(lesson):
     assert ours.schedule_of(model, "constant") == "learned" and torch.equal(on_the_way, expected)
     assert not torch.equal(restored(own, "no-rule", [3], "per-run")[0], expected)
     assert torch.equal(restored(lesson, "no-rule", [3], "per-run")[0], restored(lesson, "adapt", [3], "per-run")[0])
+
+
+def test_random_filters_stand_in_for_those_of_the_model(lesson):
+    """And the model keeps its own."""
+    random, model = (MetaGPEN(lesson.model.gpen, lesson.model.start, lesson.model.card, None,
+                              DecoderBases.random(lesson.model.gpen, 3)).frozen() for _ in range(2))
+    for own, learned in zip(random.bases.filters, model.bases.filters, strict=True):
+        own.data = own.data.half().float()  # as its file would hold them
+        learned.data = learned.data + 1.0
+    config = FAST.model_copy(update={"decoder_rank": 3, "rule": False})
+    ours, by_chance = (replace(lesson, model=one, config=config) for one in (model, random))
+    found = restored(ours, "random-filters", [3], "per-run")[0]
+    assert torch.equal(found, restored(by_chance, "adapt", [3], "per-run")[0])
+    assert not torch.equal(found, restored(ours, "adapt", [3], "per-run")[0])
+    assert torch.equal(model.bases.filters[0], DecoderBases.random(model.gpen, 3).filters[0] + 1.0)
+    assert methods.with_random_filters(lesson.model) is lesson.model, "which has none of its own"
 
 
 def test_the_start_has_the_initial_values_of_the_rule(lesson):

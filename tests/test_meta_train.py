@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metagpen import recognise
-from metagpen.adaptation import AdaptConfig, adapt
+from metagpen.adaptation import AdaptConfig, adapt, loop
 from metagpen.album import OWN_ALBUM
 from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.gpen import GPEN
@@ -174,7 +174,9 @@ def test_the_start_learns_to_look_at_the_photos(config, tiny_model, tiny_recogni
         meta.prepare(config.model_copy(update={"slow": ["gpen.generator.style.1.*"]}))
 
 
-def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch, workers):
+    config = config.model_copy(update={"workers": workers})
     whole = meta.meta_train(config)
     expected = series(config)
     parts = config.model_copy(update={"output_dir": tmp_path / "parts"})
@@ -229,13 +231,23 @@ def test_gradients_are_recorded_where_that_can_be_done(config):
         meta.records_gradients(second.model_copy(update={"inner": config.inner.model_copy(update=wanted)}), cuda)
 
 
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(loop.os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(loop.sys, "platform", "linux")
+    cuda = torch.device("cuda")
+    assert [loop.helpers(cuda, sharing) for sharing in (1, 4, 100)] == [32, 15, 1]
+    assert loop.helpers(torch.device("cpu")) == 0
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are a CUDA device's")
 def test_recorded_gradients_meta_train_as_plain_ones_do_on_cuda(config, tmp_path):
-    """A whole run, through warm-up, recording and replay; up to the order of a GPU's sums."""
+    """A whole run, through warm-up, recording and replay, while the shared filters move; up to the order of a GPU's
+    sums."""
     losses = []
     for recorded in (False, True):
-        inner = config.inner.model_copy(update={"cuda_graphs": recorded, "bf16": False})
-        own = config.model_copy(update={"inner": inner, "device": "cuda", "output_dir": tmp_path / str(recorded)})
+        inner = config.inner.model_copy(update={"cuda_graphs": recorded, "bf16": False, "decoder_rank": 3})
+        own = config.model_copy(update={"inner": inner, "device": "cuda", "output_dir": tmp_path / str(recorded),
+                                        "meta_steps": 8, "slow": ["bases.*"], "lr_slow": 0.01})
         meta.meta_train(own)
         losses.append([record["loss"] for record in series(own)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
@@ -334,7 +346,6 @@ torch.set_num_threads(1)
 from tiny import recogniser
 from metagpen import recognise
 from metagpen.meta import train as meta
-from metagpen.meta.recorded import RecordedGradient
 
 net = recogniser()
 recognise.load = lambda *_, **__: net

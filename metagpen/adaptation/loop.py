@@ -430,18 +430,17 @@ def joined(parts: Sequence[Tensor], device: torch.device) -> Tensor:
 
 def placed(drawn: Sequence[Tensor], device: torch.device, recogniser: recognise.Recogniser | None) -> Support:
     """What `draw` gave, on the device; where the recogniser looks is found before, so that nothing waits for it."""
-    truth, poor, landmarks = drawn
-    truth = truth.to(device)
-    return truth, poor.to(device), landmarks if recogniser is None else recogniser.view(landmarks, truth)
+    truth, poor = (photos.to(device, non_blocking=True) for photos in drawn[:2])
+    return truth, poor, drawn[2] if recogniser is None else recogniser.view(drawn[2], truth)
 
 
-def helpers(device: torch.device) -> int:
+def helpers(device: torch.device, sharing: int = 1) -> int:
     """How many processes damage photos beside a device: this process' cores but one, at most 32. None beside a CPU,
     none but on Linux, where a process begins without running the caller's script again, and none where it may have no
-    children."""
+    children. sharing: how many processes like this one have the same cores."""
     if device.type == "cpu" or sys.platform != "linux" or multiprocessing.current_process().daemon:
         return 0
-    return min(32, max(1, len(os.sched_getaffinity(0)) - 1))
+    return min(32, max(1, (len(os.sched_getaffinity(0)) - 1) // sharing))
 
 
 def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Generator,

@@ -281,8 +281,8 @@ def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool
 
     rule: whether the model's rule is followed, if it has one; without it, at `lesson.rate` times the configured rates.
     bf16: False for steps in float32 throughout. start: False to begin at nobody. gated_decoder: in place of the
-    configured. learned_filters: False for random filters in place of the model's. At n steps of the schedule "per-run",
-    or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.
+    configured. learned_filters: False for random filters in place of the model's. With the defaults, at n steps of the
+    schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.
     """
     model = lesson.model if learned_filters else with_random_filters(lesson.model)
     wanted = {"rule": rule and model.rule is not None, "bf16": bf16 and lesson.config.bf16,
@@ -306,8 +306,10 @@ def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool
 
 def with_random_filters(model: MetaGPEN) -> MetaGPEN:
     """The model, its decoder differences made of random filters, as a file would hold them."""
-    bases = DecoderBases.random(model.gpen, model.bases.rank) if model.bases else None
-    for own in bases.filters if bases else ():
+    if model.bases is None:
+        return model
+    bases = DecoderBases.random(model.gpen, model.bases.rank)
+    for own in bases.filters:
         own.data = own.data.half().float()
     return MetaGPEN(model.gpen, model.start, model.card, model.rule, bases)
 

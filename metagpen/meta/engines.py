@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..adaptation.optimise import new_optimiser, sgd
 from ..errors import ConfigError
 from ..person.adapter import Parameters
 from ..person.rule import key
-from .problem import Engine, Problem, StepRates
+from .problem import Engine, InnerGradient, Problem, StepRates
 
 
 def batched(problem: Problem, leaves: Parameters, rates: Sequence[StepRates], second_order: bool) -> list[Parameters]:
@@ -31,15 +30,19 @@ def batched(problem: Problem, leaves: Parameters, rates: Sequence[StepRates], se
     if second_order and problem.optimiser != "sgd":
         raise ConfigError(f"second order through {problem.optimiser}: only sgd; choose it, or a first-order loop")
     optimiser = new_optimiser(problem.optimiser)
-    gradient = problem.gradient or partial(inner_gradient, problem.inner)
+    gradient = problem.gradient or plain_gradient(problem)
     path, parameters = [], leaves
     for support, step in zip(problem.support, rates, strict=True):
         if second_order:
             parameters = remembered_step(problem, parameters, support, step)
         else:
-            parameters = moved(parameters, gradient(parameters, support, step)[0], step, optimiser)
+            parameters = moved(parameters, gradient(parameters, support, step), step, optimiser)
         path.append(parameters)
     return path
+
+
+def plain_gradient(problem: Problem) -> InnerGradient:
+    return lambda parameters, support, names: inner_gradient(problem.inner, parameters, support, names)[0]
 
 
 def batched_reference(problem: Problem, leaves: Parameters, rates: Sequence[StepRates],

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from ..person.adapter import Parameters
 
 Objective = Callable[..., Tensor]  # (parameters, *batch) -> loss [P]
-# (parameters, support batch, names) -> (the inner objective's gradients by name, constants; its loss [P])
-InnerGradient = Callable[[Parameters, tuple[Any, ...], Iterable[str]], tuple[Parameters, Tensor]]
+# (parameters, support batch, names) -> the inner objective's gradients by name, constants
+InnerGradient = Callable[[Parameters, tuple[Any, ...], Iterable[str]], Parameters]
 StepRates = dict[str, Tensor]
 
 

@@ -13,7 +13,7 @@ from ..person.adapter import Parameters
 
 
 class RecordedGradient:
-    """`loop.inner_gradient` of one objective: the twin of what `engines.batched` does without it.
+    """The gradients of one objective: the twin of `engines.plain_gradient`.
 
     objective: (parameters, *tensors) -> loss [P], of tensors alone; what else it reads must stay where it is. names: of
     all parameters; moving: of those that inner steps change. recorded: False runs the function that would be recorded,
@@ -26,9 +26,9 @@ class RecordedGradient:
         self.run = Captured(self.function) if recorded else self.function
 
     def __call__(self, parameters: Parameters, support: tuple[Tensor, ...],
-                 names: Iterable[str]) -> tuple[Parameters, Tensor]:
+                 names: Iterable[str]) -> Parameters:
         found = self.run(*(parameters[name].detach() for name in self.function.names), *support)
-        return {name: found[name].clone() for name in names}, found["loss"].clone()  # the next call overwrites them
+        return {name: found[name].clone() for name in names}  # the next call overwrites them
 
 
 class GradientOfTensors:
@@ -43,4 +43,4 @@ class GradientOfTensors:
                       for name, value in zip(self.names, tensors[:count], strict=True)}
         loss = self.objective(parameters, *tensors[count:])
         found = torch.autograd.grad(loss.sum(), [parameters[name] for name in self.moving])
-        return {"loss": loss.detach(), **dict(zip(self.moving, found, strict=True))}
+        return dict(zip(self.moving, found, strict=True))

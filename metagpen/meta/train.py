@@ -7,7 +7,6 @@ place of one with twice the people, take the same meta-steps.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import degrade, recognise
 from ..adaptation import AdaptConfig, adapt
-from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw, helpers
+from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw, helpers, placed
 from ..atomic import forget_later_steps, whole_file, write_text
 from ..config import SEEDS, Config, Device, Seed, same_run
 from ..errors import CheckpointError, ConfigError, DataError
@@ -170,7 +169,8 @@ class MetaConfig(Config):
     device: Device = "auto"
     threads: int | None = None
     workers: int | None = Field(None, ge=0, description="processes that draw and damage episodes ahead; default: "
-                                                        "beside a GPU one per core but one, beside a CPU none")
+                                                        "beside a GPU, on Linux, one per core but one, at most 32, "
+                                                        "shared by the run's processes; beside a CPU none")
     save_every: int = Field(50, gt=0)
     validate_every: int = Field(200, gt=0)
     validate_part: str = Field("val", description="of the split, who is watched")
@@ -382,32 +382,31 @@ class Trainer:
 
     def upcoming(self) -> Iterator[Episode]:
         """The episodes from here to the end."""
-        workers = self.config.workers
-        if workers is None:  # processes of this machine share its cores
-            workers = math.ceil(helpers(self.device) / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        return iter(DataLoader(self.episodes, batch_size=None, sampler=range(self.step, self.config.meta_steps),
-                               num_workers=workers, pin_memory=self.device.type == "cuda",
-                               generator=torch.Generator().manual_seed(0)))
+        rest, workers = range(self.step, self.config.meta_steps), self.config.workers
+        if workers is None:
+            workers = helpers(self.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        workers = min(workers, len(rest))
+        ahead = {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 1} if workers else {}
+        return iter(DataLoader(self.episodes, batch_size=None, sampler=rest, pin_memory=self.device.type == "cuda",
+                               generator=torch.Generator().manual_seed(0), **ahead))
 
     def problem(self, episode: Episode) -> Problem:
         """What an outer loop is given of an episode, on the device."""
         config, rule, steps = self.config, self.model.rule, self.episodes.inner_steps(episode.step)
 
-        def place(value: Tensor) -> Tensor:
+        def on_device(value: Tensor) -> Tensor:
             return value.to(self.device, non_blocking=True)
 
         guess = None
         if config.inner.start:
-            seen = None if episode.appearances is None else place(episode.appearances)
-            guess = self.model.guess(place(episode.identities), seen)
+            seen = None if episode.appearances is None else on_device(episode.appearances)
+            guess = self.model.guess(on_device(episode.identities), seen)
         begin = rule.begin(config.people, guess)
         origin = begin["latent.offset"].detach()
-        support = []
-        for truth, poor, landmarks in zip(*episode.support, strict=True):
-            truth = place(truth)
-            support.append((truth, place(poor), self.recogniser.view(landmarks, truth).grid, origin))
+        drawn = [placed(own, self.device, self.recogniser) for own in zip(*episode.support, strict=True)]
+        support = [(truth, poor, where.grid, origin) for truth, poor, where in drawn]
         return Problem(self.inner_objective, self.query_objective, support,
-                       tuple(place(part) for part in episode.query), begin,
+                       tuple(on_device(part) for part in episode.query), begin,
                        [rule.rates(k, steps) for k in range(steps)], config.inner.optimiser, self.slow, self.gradient)
 
     def meta_gradient(self, episode: Episode) -> Tensor:
@@ -469,6 +468,8 @@ class Trainer:
         model._fingerprint = None
         shots, figures, rows = config.shots[1], {}, []
         followed = AdaptConfig(**config.inner.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
+        if config.inner.cuda_graphs is False:  # which no file of a run holds
+            followed = followed.model_copy(update={"cuda_graphs": False})
         for name in list(self.data.watched)[:config.validate_people]:
             task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries)
             score = Scorer(task, {"scorer": self.scorer}, self.lpips)
