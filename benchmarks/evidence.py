@@ -1,6 +1,6 @@
 """What the shots curves say: the goals, the tables and the plots of docs/evidence.md, from the rows alone.
 
-    make bench-evidence                          # all of RUNS, hours on two cores, then this script; or one by one:
+    make bench-evidence        # RUNS but curve_meta, which needs one's own trainings; then this script; or one by one:
     metagpen curve -c configs/curve_128.yml -s output=benchmarks/results/curve_128.jsonl.gz
     metagpen curve -c configs/curve_128.yml -s methods='[generic, finetune@n-x8]' -s shots_of='{finetune@n-x8: [5]}' \
         -s steps_of={} -s output=benchmarks/results/curve_128+more.jsonl.gz     # a method more, without all the others
