@@ -42,6 +42,7 @@ def batched(problem: Problem, leaves: Parameters, rates: Sequence[StepRates], se
 
 
 def plain_gradient(problem: Problem) -> InnerGradient:
+    """By autograd, where the problem has no faster way."""
     return lambda parameters, support, names: inner_gradient(problem.inner, parameters, support, names)[0]
 
 

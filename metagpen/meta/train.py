@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -386,7 +387,8 @@ class Trainer:
         if workers is None:
             workers = helpers(self.device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         workers = min(workers, len(rest))
-        ahead = {"num_workers": workers, "multiprocessing_context": "fork", "prefetch_factor": 1} if workers else {}
+        context = "fork" if sys.platform == "linux" else None  # elsewhere a worker gets the photos anew
+        ahead = {"num_workers": workers, "multiprocessing_context": context, "prefetch_factor": 1} if workers else {}
         return iter(DataLoader(self.episodes, batch_size=None, sampler=rest, pin_memory=self.device.type == "cuda",
                                generator=torch.Generator().manual_seed(0), **ahead))
 
