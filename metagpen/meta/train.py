@@ -394,7 +394,7 @@ class Trainer:
 
     def problem(self, episode: Episode) -> Problem:
         """What an outer loop is given of an episode, on the device."""
-        config, rule, steps = self.config, self.model.rule, self.episodes.inner_steps(episode.step)
+        config, rule = self.config, self.model.rule
 
         def on_device(value: Tensor) -> Tensor:
             return value.to(self.device, non_blocking=True)
@@ -409,7 +409,8 @@ class Trainer:
         support = [(truth, poor, where.grid, origin) for truth, poor, where in drawn]
         return Problem(self.inner_objective, self.query_objective, support,
                        tuple(on_device(part) for part in episode.query), begin,
-                       [rule.rates(k, steps) for k in range(steps)], config.inner.optimiser, self.slow, self.gradient)
+                       [rule.rates(k, len(support)) for k in range(len(support))], config.inner.optimiser, self.slow,
+                       self.gradient)
 
     def meta_gradient(self, episode: Episode) -> Tensor:
         """Fills `.grad` of everything learned with the mean over all processes' people; returns the outer loss."""
