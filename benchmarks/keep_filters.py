@@ -4,7 +4,7 @@ configs/meta_128.yml learns the filters that everybody's decoder differences are
 begin. The filters pay, the beginning does not: it moves everybody, those without a step included. This puts the
 filters into the model that the training began from; who begins there begins as before, and steps go another way.
 
-    python benchmarks/keep_filters.py embedded runs/meta_128/ema.safetensors -o runs/meta_128/kept.safetensors
+    python benchmarks/keep_filters.py BASE runs/meta_128/ema.safetensors -o runs/meta_128/kept.safetensors
 """
 
 from __future__ import annotations
