@@ -112,7 +112,7 @@ class Case:
 
     def recorded(self, objective: Objective) -> Callable[[Support], Tensor]:
         """A step as a CUDA graph."""
-        return partial(RecordedSteps(objective, self.person, list(self.person)), rates=self.rates)
+        return partial(RecordedSteps(objective, self.person), rates=self.rates)
 
     def ways(self, precisions: Sequence[str]) -> dict[tuple[str, str, str], Callable[[], Any]]:
         """(what, way, precision) -> the thing to time."""

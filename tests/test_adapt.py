@@ -23,6 +23,7 @@ from metagpen.errors import ConfigError, PhotoError
 from metagpen.gpen.discriminator import Discriminator
 from metagpen.person import AdapterSpec
 from metagpen.person.rule import InnerRule, RuleConfig
+from metagpen.recognise.align import View
 from metagpen.schedule import warmup_cosine
 
 FAST = AdaptConfig(batch_size=4, degradation={"heavy": {"face_px": [4, 8]}}, tail_blocks=1, tail_rank=2, bf16=False,
@@ -318,8 +319,8 @@ def test_recorded_steps_are_the_plain_ones(tiny_model, tiny_recogniser):
     albums = [album(faces(3, seed), 16) for seed in (0, 1)]
     begun = loop.begin(tiny_model, config, 2, torch.Generator().manual_seed(0), None)
     objective = Objective(tiny_model, config, tiny_recogniser, begun["latent.offset"])
-    plain = loop.PlainSteps(objective, begun, config)
-    recorded = RecordedSteps(objective, begun, list(begun), recorded=False)
+    plain = loop.PlainSteps(objective, begun, config.optimiser)
+    recorded = RecordedSteps(objective, begun, recorded=False)
     for step, support in enumerate(loop.supports(albums, config, torch.device("cpu"), tiny_recogniser)):
         rates = loop.step_rates(tiny_model, config, step, begun)
         torch.testing.assert_close(recorded(support, rates), plain(support, rates), rtol=1e-5, atol=1e-6)
@@ -328,10 +329,29 @@ def test_recorded_steps_are_the_plain_ones(tiny_model, tiny_recogniser):
         torch.testing.assert_close(recorded.parameters[name].detach(), value.detach(), rtol=1e-3, atol=1e-5)
 
 
+def test_recorded_steps_follow_what_is_released_and_what_rests():
+    """Moments and their corrections are every tensor's own, however often what moves changes; rates may be tensors."""
+    begun = {"a": torch.tensor([[1.0, -2.0]]), "b": torch.tensor([[0.5, 3.0]])}
+
+    def objective(parameters, truth, poor, view):
+        return ((parameters["a"] * truth).square() + (parameters["b"] - poor).square() * parameters["a"]).sum(dim=1)
+
+    generator = torch.Generator().manual_seed(0)
+    plain, recorded = loop.PlainSteps(objective, begun, "adam"), RecordedSteps(objective, begun, recorded=False)
+    for rates in ({"a": 0.1}, {"a": 0.2, "b": torch.tensor([[0.1, 0.3]])}, {"b": torch.tensor(0.2)},
+                  {"a": 0.1, "b": 0.1}):
+        support = *torch.randn(2, 1, 2, generator=generator), View(torch.empty(0), 1)
+        torch.testing.assert_close(recorded(support, rates), plain(support, rates))
+        for name, value in plain.parameters.items():
+            torch.testing.assert_close(recorded.parameters[name].detach(), value.detach())
+    assert recorded.taken == {"a": 3, "b": 3}
+
+
 def test_nothing_keeps_a_recording_when_its_steps_are_over(tiny_model):
     """Its memory is as large as a step's, and the next people need it: no waiting for the garbage collector."""
     begun = loop.begin(tiny_model, FAST.model_copy(update={"rule": False}), 1, torch.Generator(), None)
-    steps = RecordedSteps(lambda *_: None, begun, list(begun))
+    steps = RecordedSteps(lambda *_: None, begun)
+    steps.begin(list(begun))
     recording = weakref.ref(steps.run)
     gc.disable()
     try:

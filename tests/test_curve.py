@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 import metagpen
 from metagpen.adaptation import AdaptConfig, adapt
 from metagpen.adaptation.loop import DECIDED_BY_RULE, album
+from metagpen.adaptation.recorded import RecordedSteps
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import curve, curve_report, methods, metrics, protocol, report, tasks
 from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, people_of_split, shots_curve
@@ -148,6 +149,22 @@ def test_a_method_leaves_the_model_alone(lesson, name):
 @pytest.mark.parametrize("name", ["finetune", "finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal"])
 def test_rivals_begin_at_the_generic_model(lesson, name):
     assert torch.equal(restored(lesson, name, [0])[0], restored(lesson, "generic", [0])[0])
+
+
+@pytest.mark.parametrize("name", ["adapt", "lora-4", "latent-only", "full", "finetune", "pivotal"])
+def test_recorded_steps_lead_where_plain_ones_do(lesson, name, monkeypatch):
+    """What a GPU would record, run as it is; those that release weights on the way, too."""
+    schedule = "per-run" if name == "pivotal" else "constant"
+    plain = restored(lesson, name, [4], schedule)[0]
+    taken = []
+
+    def recorded(objective, parameters, *_):
+        taken.append(RecordedSteps(objective, parameters, recorded=False))
+        return taken[-1]
+
+    monkeypatch.setattr(methods, "steps_from", recorded)
+    torch.testing.assert_close(restored(lesson, name, [4], schedule)[0], plain, rtol=0, atol=1e-4)
+    assert sum(taken[0].taken.values())
 
 
 @pytest.mark.parametrize("name", ["lora-4", "latent-only", "full", "finetune@n"])

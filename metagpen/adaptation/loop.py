@@ -339,10 +339,7 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])
-    if config.steps and records_steps(config, model.device, recogniser):
-        steps = RecordedSteps(objective, parameters, list(step_rates(model, config, 0, parameters)))
-    else:
-        steps = PlainSteps(objective, parameters, config)
+    steps = steps_from(objective, parameters, config, model.device, recogniser)
     columns = (TextColumn("adapting"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
                TimeRemainingColumn())
     with Progress(*columns, disable=not (progress and config.steps)) as bar:
@@ -352,6 +349,14 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
             if progress:  # which waits for the device
                 bar.update(task, advance=1, loss=float(loss.mean()))
     return {name: value.detach() for name, value in steps.parameters.items()}
+
+
+def steps_from(objective: Callable[..., Tensor], parameters: Parameters, config: AdaptConfig, device: torch.device,
+               recogniser: recognise.Recogniser | None) -> PlainSteps | RecordedSteps:
+    """Steps from `parameters`: called with a support and rates, each leads on, and says the loss [P] before it."""
+    if config.steps and records_steps(config, device, recogniser):
+        return RecordedSteps(objective, parameters)
+    return PlainSteps(objective, parameters, config.optimiser)
 
 
 def records_steps(config: AdaptConfig, device: torch.device, recogniser: recognise.Recogniser | None) -> bool:
@@ -365,12 +370,12 @@ def records_steps(config: AdaptConfig, device: torch.device, recogniser: recogni
 class PlainSteps:
     """Steps from `parameters` [P, ...], each into new tensors; `recorded.RecordedSteps` is its twin for a GPU."""
 
-    def __init__(self, objective: Objective, parameters: Parameters, config: AdaptConfig):
-        self.objective, self.parameters, self.optimiser = objective, parameters, new_optimiser(config.optimiser)
+    def __init__(self, objective: Callable[..., Tensor], parameters: Parameters, optimiser: str):
+        self.objective, self.parameters, self.optimiser = objective, parameters, new_optimiser(optimiser)
 
     def __call__(self, support: Support, rates: Mapping[str, Tensor | float]) -> Tensor:
         """The loss [P] before the step."""
-        parameters = {name: value.detach().requires_grad_() for name, value in self.parameters.items()}
+        parameters = {name: value.detach().requires_grad_(name in rates) for name, value in self.parameters.items()}
         self.parameters, loss = inner_step(self.objective, parameters, support, rates, self.optimiser)
         return loss.detach()
 

@@ -269,7 +269,8 @@ class Bench:
         photos = {"none": case.task.support, "own": case.task.support, "wrong": case.lent}[chosen.photos]
         own = album(list(photos[: unit.shots or None]), model.size, model.device)
         config = self.settings.adapt.model_copy(update={"seed": draws_of(unit.person, unit.seed)})
-        lesson = methods.Lesson(model, own, config, self.settings.rivals, recogniser, chosen.rate or 1.0)
+        lesson = methods.Lesson(model, own, config, self.settings.rivals, recogniser, chosen.rate or 1.0,
+                                self.facts["workers"])
         if name == report.CEILING:
             return self.rows(unit, UNDAMAGED, 0, 0.0, case.score.ceiling(), len(case.task.queries))
         rows = []

@@ -32,13 +32,13 @@ from metagpen.adaptation.loop import (
     Objective,
     begin,
     default_recogniser,
-    inner_step,
+    helpers,
     mean_identities,
     start_guess,
     step_rates,
+    steps_from,
     supports,
 )
-from metagpen.adaptation.optimise import new_optimiser
 from metagpen.config import Config
 from metagpen.devices import synchronise
 from metagpen.errors import ConfigError
@@ -78,7 +78,8 @@ class Lesson:
     """What every method is given: the shared model, one person's photos and the settings.
 
     config: what is minimised, batch, seed; `steps` is the length of the schedule, `eta_min` = 1 a constant one.
-    recogniser: of the start and the losses, None if nothing asks. rate: on all rates of `rivals`.
+    recogniser: of the start and the losses, None if nothing asks. rate: on all rates of `rivals`. sharing: how many
+    processes like this one have the same cores.
     """
 
     model: MetaGPEN
@@ -87,6 +88,7 @@ class Lesson:
     rivals: Rivals
     recogniser: Recogniser | None = None
     rate: float = 1.0
+    sharing: int = 1
 
     def factor(self, step: int) -> float:
         """What every rate of `rivals` is multiplied with at a step."""
@@ -211,23 +213,20 @@ def trajectory(build: Callable[[Lesson], Learner], lesson: Lesson, stops: Sequen
     Photos and degradations come from `config.seed` as in `metagpen.adapt`, so all methods see the same ones.
     """
     began = time.perf_counter()
-    learner, config = build(lesson), lesson.config
-    parameters, optimiser = learner.begin, new_optimiser(learner.optimiser)
-    drawn = supports([lesson.album], config.model_copy(update={"steps": stops[-1]}), lesson.model.device,
-                     lesson.recogniser)
+    learner, device, recogniser = build(lesson), lesson.model.device, lesson.recogniser
+    config = lesson.config.model_copy(update={"steps": stops[-1], "optimiser": learner.optimiser})
+    drawn = supports([lesson.album], config, device, recogniser, helpers(device, lesson.sharing))
+    take = steps_from(learner.loss, learner.begin, config, device, recogniser)
     for step in range(stops[-1] + 1):
         if step in stops:
-            synchronise(lesson.model.device)
+            synchronise(device)
             seconds = time.perf_counter() - began
-            yield Checkpoint(step, seconds, partial(learner.restore, parameters))
+            learned = {name: value.detach() for name, value in take.parameters.items()}
+            yield Checkpoint(step, seconds, partial(learner.restore, learned))
             began = time.perf_counter() - seconds
         if step < stops[-1]:
-            rates = learner.rates(step)
-            support = next(drawn)
-            parameters = {name: value.detach().requires_grad_(name in rates) for name, value in parameters.items()}
             with torch.enable_grad():
-                parameters, _ = inner_step(learner.loss, parameters, support, rates, optimiser)
-            parameters = {name: value.detach() for name, value in parameters.items()}
+                take(next(drawn), learner.rates(step))
 
 
 # --- without learning ----------------------------------------------------------------------------
