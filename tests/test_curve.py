@@ -167,6 +167,17 @@ def test_recorded_steps_lead_where_plain_ones_do(lesson, name, monkeypatch):
     assert sum(taken[0].taken.values())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are a CUDA device's")
+@pytest.mark.parametrize("name", ["adapt", "lora-4", "start-full", "finetune", "pivotal"])
+def test_on_a_gpu_recorded_steps_lead_where_plain_ones_do(lesson, name):
+    """Enough steps to warm up, record and play, twice where weights are released on the way."""
+    cuda = replace(lesson, model=tiny().to("cuda"), album=album(list(lesson.album.crops), 16, "cuda"),
+                   recogniser=recogniser().to("cuda"), rivals=methods.Rivals(iterations=12))
+    images = [restored(replace(cuda, config=FAST.model_copy(update={"cuda_graphs": records})), name, [12], "per-run")
+              for records in (False, True)]
+    torch.testing.assert_close(*images, rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["lora-4", "latent-only", "full", "finetune@n"])
 def test_rivals_lower_the_loss_on_their_photos(lesson, name):
     """Not only move: after 40 steps the degraded support photos come nearer to the true ones."""
