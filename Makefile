@@ -33,6 +33,8 @@ bench-speed: $(VENV)/.installed
 		$(BIN)/python benchmarks/$$script.py --device $(DEVICE) || exit 1; done
 ifeq ($(DEVICE),cuda)
 	$(BIN)/python benchmarks/many_people.py --device cuda --size 512
+else
+	$(BIN)/python benchmarks/compiled_step.py
 endif
 
 # Measures the shots curves of docs/evidence.md (hours on two cores; goes on where it was) and writes its tables and plots.

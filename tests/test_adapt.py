@@ -2,6 +2,8 @@
 
 import gc
 import math
+import shutil
+import sys
 import warnings
 import weakref
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -359,6 +362,30 @@ def test_nothing_keeps_a_recording_when_its_steps_are_over(tiny_model):
         assert recording() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="no C++ compiler")
+def test_compiled_steps_are_the_plain_ones(tiny_model, tiny_recogniser):
+    """Two batches by the same kernels, and a smaller last one, which is not compiled."""
+    counters.clear()
+    config = FAST.model_copy(update={"steps": 3, "people_per_batch": 2, "bf16": False, "decoder_rank": 3})
+    people = {name: faces(2, seed) for seed, name in enumerate("abcde")}
+    plain, compiled = (adapt_many(tiny_model, people, config=config.model_copy(update={"compile": wanted}),
+                                  recogniser=tiny_recogniser) for wanted in (False, True))
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    for name, person in plain.items():
+        for key, value in person.parameters.items():
+            torch.testing.assert_close(compiled[name].parameters[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_compiling_needs_a_compiler_and_a_cpu(tiny_model, tiny_recogniser, monkeypatch):
+    config = AdaptConfig(steps=1, compile=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="there is no no-such-compiler here"):
+        adapt(tiny_model, faces(1), config=config, recogniser=tiny_recogniser)
+    monkeypatch.setattr(type(tiny_model), "device", torch.device("cuda"))
+    with pytest.raises(ConfigError, match="compile: for steps on a CPU"):
+        adapt(tiny_model, faces(1), config=config, recogniser=tiny_recogniser)
 
 
 @pytest.mark.parametrize(("people", "steps", "workers"), [(3, 2, 2), (1, 9, 3), (2, 8, 5)])

@@ -405,6 +405,27 @@ def test_an_opened_gate_restores_ruins_as_before():
         torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-5)
 
 
+def test_compiled_steps_say_when_they_pay():
+    """What is slower never pays; a distance is relative to all gradients together."""
+    compiled = script("compiled_step")
+    first, other = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, {"a": torch.tensor([3.0]), "b": torch.zeros(1)}
+    assert compiled.apart(other, first) == pytest.approx(0.8)
+    seconds = {f"{way}_seconds{end}": value for way, value in (("plain", 0.5), ("compiled", 0.4))
+               for end in ("", "_low", "_high")}
+    row = {"people": 8, "compile_seconds": 100.0, "pays_after_people": 250.0, **seconds,
+           "plain_apart": 0.1, "compiled_apart": 0.12}
+    text = compiled.page([row, {**row, "pays_after_people": None}])
+    assert "| 1.25x | 100 | 250 | 10.0% | 12.0% |" in text and "| never |" in text
+
+
+def test_what_is_timed_compiled_is_an_inner_step(monkeypatch, tiny_model, tiny_recogniser):
+    compiled = script("compiled_step")
+    monkeypatch.setattr(compiled, "WAYS", {"plain": {}, "compiled": {"bf16": False}, "float32": {"bf16": False}})
+    row = compiled.measured(tiny_model, tiny_recogniser, 2, rounds=2)
+    assert row["people"] == 2 and row["compiled_apart"] == 0
+    assert 0 < row["plain_seconds_low"] <= row["plain_seconds_high"]
+
+
 def test_skips_of_a_decoder_add_up_to_its_image(tiny_model):
     """The last skip is the image; what is said of the others is what they are."""
     skips = script("skip_rgb")

@@ -239,6 +239,11 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch):
     assert loop.helpers(torch.device("cpu")) == 0
 
 
+def test_steps_that_are_learned_through_are_not_compiled():
+    with pytest.raises(ConfigError, match="inner.compile.*derivatives that compiled ones lack"):
+        meta.MetaConfig.from_dict({"data": ["."], "split": "s", "inner": {"compile": True}}, source="meta.yml")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are a CUDA device's")
 def test_recorded_gradients_meta_train_as_plain_ones_do_on_cuda(config, tmp_path):
     """A whole run, through warm-up, recording and replay, while the shared filters move; up to the order of a GPU's

@@ -28,6 +28,7 @@ from ..faces import FFHQ_LANDMARKS, LEFT_RIGHT, single_face, to_tensor
 from ..faces.photo import PhotoSource, crop_of, photo_list
 from ..gpen.discriminator import Discriminator
 from ..losses import RecogniserLoss, chroma_l1, gradient_l1, l1
+from ..losses.fused import check_compiles, fused
 from ..memory import free_memory
 from ..model import MetaGPEN
 from ..person import AdapterSpec, Parameters, Person, mean_identity, new_parameters, personal_forward
@@ -84,6 +85,8 @@ class AdaptConfig(Config):
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     cuda_graphs: bool | None = Field(None, description="on a GPU, record a step and play it again; default: wherever "
                                                        "that can be done")
+    compile: bool = Field(False, description="on a CPU, fuse a step's passes over maps with torch.compile, which takes "
+                                             "a C++ compiler a minute or two, once: for many people")
     people_per_batch: int = Field(0, ge=0, description="how many learn at a time; 0: as memory allows, at most 8 on a "
                                                        "CPU and 64 on a GPU")
     adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
@@ -191,13 +194,19 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Iterable[PhotoSour
     if config.adversarial_steps and critic is None:
         raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
     config = config.for_model(model)
+    if config.compile:
+        if model.device.type != "cpu":
+            raise ConfigError(f"compile: for steps on a CPU, and the model is on {model.device}; leave it out")
+        check_compiles(model.device)
     if recogniser and config.start and model.start is not None:
         check_start_reads(model, recogniser)
     recogniser = recogniser.to(model.device) if recogniser else default_recogniser(model, config)
     size = config.people_per_batch or people_that_fit(model, config, recogniser)
     usable = albums(model, people, on_error)
+    plain = config.model_copy(update={"compile": False})
     while group := list(islice(usable, size)):
-        yield from learn_group(model, group, config, recogniser, critic, progress, on_error)
+        own = config if len(group) == size else plain  # a last, smaller batch would be compiled for itself alone
+        yield from learn_group(model, group, own, recogniser, critic, progress, on_error)
 
 
 def albums(model: MetaGPEN, people: Iterable[tuple[str, Iterable[PhotoSource] | Tensor]],
@@ -256,7 +265,8 @@ def bytes_per_person(model: MetaGPEN, config: AdaptConfig, recogniser: recognise
     identities = mean_identities(grey, recogniser) if recogniser else None
     guess = start_guess(model, grey, identities) if config.start else None
     begun = begin(model, config, 1, torch.Generator().manual_seed(0), guess)
-    objective = Objective(model, config, recogniser, begun["latent.offset"].clone())
+    plain = config.model_copy(update={"compile": False})
+    objective = Objective(model, plain, recogniser, begun["latent.offset"].clone())
     parameters = {name: value.requires_grad_() for name, value in begun.items()}
     support = draw(grey, objective.degradation, config, [torch.Generator().manual_seed(0)])
     shared = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
@@ -560,13 +570,14 @@ class Objective:
         self.degradation = degrade.full_size(config.degradation)
         self.recogniser_loss = RecogniserLoss(recogniser) if recogniser else None
         self.autocast = partial(bf16_autocast, model.device, config.bf16)
+        self.forward = fused(personal_forward, config.compile)
 
     def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
         with self.autocast():
             share, filling = self.model.look(poor)
-            return personal_forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
-                                    self.config.spec, frozen=True, share=share, filling=filling,
-                                    bases=self.model.bases_of(self.config.spec.decoder_rank)).float()
+            return self.forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
+                                self.config.spec, frozen=True, share=share, filling=filling,
+                                bases=self.model.bases_of(self.config.spec.decoder_rank)).float()
 
     def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor,
               landmarks: Tensor | View) -> Tensor:

@@ -121,7 +121,7 @@ def to_do(people: People, store: PersonStore | None, on_error: OnError | None,
 
 def keep_settings(store: PersonStore, config: AdaptConfig, recogniser: recognise.Recogniser | None) -> None:
     """Note beside the people how they are learned. Raises ConfigError where others of the store were otherwise."""
-    wanted = config.for_model(store.model).model_dump(exclude={"people_per_batch", "cuda_graphs"})
+    wanted = config.for_model(store.model).model_dump(exclude={"people_per_batch", "cuda_graphs", "compile"})
     wanted |= {"model": store.model.fingerprint,
                "recogniser": recogniser.name if recogniser else store.model.card.get("recogniser", "embedded")}
     wanted = json.loads(json.dumps(wanted))

@@ -73,11 +73,11 @@ class EqualLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # scales x, not the much larger weight; never in bfloat16: there is too little work to gain from it, and styles,
         # which every pixel is multiplied with, would lose digits
+        # the gain goes in before: torch.compile (2.13) loses one that is the `alpha` of a sum after a product
+        gain = math.sqrt(2) if self.activation else 1.0
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(self.weight.dtype) * self.scale
-            if self.activation:
-                return scaled_leaky_relu(F.linear(x, self.weight), self.bias * self.lr_mul)
-            return F.linear(x, self.weight, self.bias * self.lr_mul)
+            x = F.linear(x.to(self.weight.dtype) * (gain * self.scale), self.weight, self.bias * (gain * self.lr_mul))
+            return F.leaky_relu_(x, 0.2) if self.activation else x
 
 
 class PixelNorm(nn.Module):

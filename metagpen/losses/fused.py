@@ -1,9 +1,14 @@
 """Passes over large maps as one: torch.compile, where it is wanted."""
 
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from ..errors import ConfigError
 
 CASES = 64  # every depth, size and batch is one; at torch's own limit of 8 the later ones would stay as they are
 
@@ -14,3 +19,11 @@ def fused(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
         return function
     torch._dynamo.config.recompile_limit = max(CASES, torch._dynamo.config.recompile_limit)
     return torch.compile(function, dynamic=False)
+
+
+def check_compiles(device: torch.device) -> None:
+    """Raises ConfigError where nothing can be compiled for the device's processor."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(f"compile: needs a C++ compiler, and there is no {compiler} here; install one, name yours in "
+                          "$CXX, or leave compile out")

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
@@ -110,6 +110,14 @@ class InnerConfig(AdaptConfig):
     cuda_graphs: bool | None = Field(None, exclude=True, description="on a GPU, record the gradient of an inner step "
                                                                      "and play it again; default: wherever that can "
                                                                      "be done: in first order, engine batched")
+    compile: bool = Field(False, exclude=True, description="never here")
+
+    @field_validator("compile")
+    @classmethod
+    def _differentiable(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("steps that are learned through want derivatives that compiled ones lack; leave it out")
+        return value
 
 
 class MetaConfig(Config):
