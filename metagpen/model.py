@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, PhotoError
 from .gpen import GPEN
-from .person.adapter import AdapterSpec, Parameters, personal_forward
+from .person.adapter import AdapterSpec, LastMixtures, Parameters, personal_forward
 from .person.bases import DecoderBases
 from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
@@ -37,6 +37,7 @@ class MetaGPEN(nn.Module):
         self.gpen, self.start, self.rule, self.bases, self.card = gpen, start, rule, bases, dict(card or {})
         self._fingerprint: str | None = None
         self._random_bases: dict[tuple[int, torch.device, torch.dtype], DecoderBases] = {}
+        self._last_mixtures = LastMixtures()
 
     @property
     def size(self) -> int:
@@ -137,7 +138,18 @@ class MetaGPEN(nn.Module):
         parameters = {name: value.to(images) for name, value in parameters.items()}
         share, filling = self.look(images)
         return personal_forward(self.gpen, images, parameters, spec, strength, share=share, filling=filling,
-                                bases=self.bases_of(spec.decoder_rank)).clamp(-1, 1)
+                                bases=self.bases_of(spec.decoder_rank),
+                                mixed_weights=self._mixed_weights(parameters, spec, strength)).clamp(-1, 1)
+
+    def _mixed_weights(self, parameters: Parameters, spec: AdapterSpec,
+                       strength: float | Tensor) -> list[Tensor] | None:
+        """The decoder's weights with the mixtures of one person in them; None where there are none, or several people,
+        or images that get different parts of them."""
+        several = len(parameters["latent.offset"]) > 1
+        if not spec.decoder_rank or several or spec.gated_decoder or isinstance(strength, Tensor) or strength == 0:
+            return None
+        ups = [parameters[f"decoder.{k}.up"] for k in range(len(self.gpen.generator.styled))]
+        return self._last_mixtures(self.gpen, self.bases_of(spec.decoder_rank), ups, strength)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file: tensors, the arguments that shape them, and the card.

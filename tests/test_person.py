@@ -1,5 +1,7 @@
 """The adapter, the Person and its file."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -19,7 +21,7 @@ from metagpen.person import (
     new_parameters,
     personal_forward,
 )
-from metagpen.person.adapter import mixed, personal_forward_reference, plus_mixed
+from metagpen.person.adapter import LastMixtures, mixed, mixed_in, personal_forward_reference, plus_mixed
 from metagpen.person.start import band_statistics
 
 SPECS = [AdapterSpec(2, 0, 0), AdapterSpec(2, 3, 2), AdapterSpec(1, 0, 2), AdapterSpec(0, 2, 0),
@@ -107,6 +109,42 @@ def test_one_image_restored_alone_has_a_weight_of_its_own_to_the_same_effect(tin
                                 share=share.repeat(2, 1), filling=filling.repeat(2, 1, 1), bases=bases)
     torch.testing.assert_close(alone, plain, rtol=0, atol=1e-10)
     torch.testing.assert_close(alone, pair[:1], rtol=0, atol=1e-10)
+
+
+def test_mixtures_are_multiplied_out_once_for_the_person_who_was_restored_last(tiny_model, monkeypatch):
+    """Bit for bit what doing it every time gives; anew for another strength or person, and when any number changed."""
+    spec, count = AdapterSpec(0, 1, decoder_rank=2, gated_decoder=False), len(tiny_model.gpen.generator.styled)
+    done, images = [], torch.rand(2, 3, 16, 16) * 2 - 1
+    monkeypatch.setattr("metagpen.person.adapter.mixed_in", lambda *given: done.append(1) or mixed_in(*given))
+
+    def anew(person: Person, strength: float) -> int:
+        done.clear()
+        found, times, kept = person.restore_batch(images, strength), len(done), tiny_model._last_mixtures
+        tiny_model._last_mixtures = LastMixtures()
+        assert torch.equal(found, person.restore_batch(images, strength))
+        tiny_model._last_mixtures = kept
+        return times
+
+    one, other = (Person(tiny_model, spec, somebody(tiny_model, spec, seed=seed)) for seed in (1, 2))
+    assert [anew(person, strength) for person, strength in ((one, 1.0), (one, 1.0), (one, 0.5), (other, 0.5),
+                                                            (one, 1.0), (one, 0.0), (one, 1.0))] == [
+        count, 0, count, count, count, 0, 0]
+    with torch.no_grad():
+        for changed in (one.parameters["decoder.1.up"], tiny_model.gpen.generator.conv1.conv.weight,
+                        tiny_model.bases_of(2)[0]):
+            changed.mul_(1.1)
+            assert anew(one, 1.0) == count and anew(one, 1.0) == 0
+    with torch.inference_mode():  # whose tensors do not say when they change
+        fresh = Person(tiny_model, spec, somebody(tiny_model, spec))
+        assert anew(fresh, 1.0) == anew(fresh, 1.0) == count
+
+
+def test_copies_of_a_model_do_not_carry_the_last_persons_weights(tiny_model):
+    spec = AdapterSpec(0, 1, decoder_rank=2, gated_decoder=False)
+    before = len(pickle.dumps(tiny_model))
+    Person(tiny_model, spec, somebody(tiny_model, spec)).restore_batch(torch.zeros(1, 3, 16, 16))
+    assert tiny_model._last_mixtures.known and not copy.deepcopy(tiny_model)._last_mixtures.known
+    assert len(pickle.dumps(tiny_model)) < before + 20_000  # the random filters, not as much again as the decoder
 
 
 def test_every_image_may_have_a_strength_of_its_own(tiny_model):

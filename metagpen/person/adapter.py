@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +131,8 @@ def encode_prefix(gpen: GPEN, images: Tensor, spec: AdapterSpec) -> list[Tensor]
 
 def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: AdapterSpec,
                      strength: float | Tensor = 1.0, frozen: bool = False, share: Tensor | None = None,
-                     filling: Tensor | None = None, bases: Sequence[Tensor] | None = None) -> Tensor:
+                     filling: Tensor | None = None, bases: Sequence[Tensor] | None = None,
+                     mixed_weights: Sequence[Tensor] | None = None) -> Tensor:
     """GPEN with every person's own latents, mixtures and tail: images [P·B, 3, S, S], person-major -> same shape.
 
     One batch for all people: everything shared runs once over P·B images, the tail as grouped convolutions and batched
@@ -139,7 +141,8 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     person). `share` [P·B, L] of the person that each decoder layer gets, tail and decoder the mean of it, default all,
     and `filling` [P·B, L, D], what the model itself adds to w whoever it is, are what `MetaGPEN.look` says; what the
     spec does not gate is taken whole whatever the share. `bases`: what the spec's `decoder_rank` asks for
-    (`MetaGPEN.bases_of`).
+    (`MetaGPEN.bases_of`). `mixed_weights`, in their place: the decoder's weights with one person's mixtures in them
+    (`LastMixtures`).
     """
     if isinstance(strength, float | int) and strength == 0:
         return gpen(images, filling)
@@ -165,7 +168,10 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     z = F.linear(x, linear.weight.to(x.dtype)) + personal_linear(x, parameters, "linear.weight", part)
     z = scaled_leaky_relu(z, linear.bias + personal_bias(parameters, "linear.bias", part))
     own = None
-    if spec.decoder_rank:
+    if mixed_weights is not None:
+        own = [partial(layer.conv.filter, weight=weight)
+               for layer, weight in zip(gpen.generator.styled, mixed_weights, strict=True)]
+    elif spec.decoder_rank:
         decoder_part = part if spec.gated_decoder else strengths
         alike = len(images) == 1 or not (spec.gated_decoder or isinstance(strength, Tensor))
         own = [personal_convolution(layer.conv, filters, parameters[f"decoder.{k}.up"], decoder_part, alike)
@@ -183,9 +189,39 @@ def personal_convolution(conv: ModulatedConv2d, filters: Tensor, up: Tensor, par
     """
     weight = conv.weight[0]
     if alike and len(up) == 1 and not torch.is_grad_enabled():
-        mixture = torch.addmm(weight.flatten(1), part[:1] * up[0], filters.flatten(1))  # one pass over the weight
-        return partial(conv.filter, weight=mixture.view_as(weight))
+        return partial(conv.filter, weight=mixed_in(weight, filters, part[:1] * up[0]))
     return lambda x: plus_mixed(conv.filter(x, weight), conv.filter(x, filters.to(x.dtype)), up, part)
+
+
+def mixed_in(weight: Tensor, filters: Tensor, up: Tensor) -> Tensor:
+    """The weight [out, in, k, k] plus the mixture `up` [out, r] of filters [r, in, k, k], in one pass over it."""
+    return torch.addmm(weight.flatten(1), up, filters.flatten(1)).view_as(weight)
+
+
+class LastMixtures:
+    """The decoder's weights with the mixtures of the person in them who was restored last: of somebody whose photos
+    come one by one they are multiplied out once. Copies and pickles of it are empty.
+    """
+
+    def __init__(self) -> None:
+        self.known: tuple[Any, list[Tensor], list[Tensor]] | None = None
+
+    def __reduce__(self) -> tuple[type[LastMixtures], tuple[()]]:
+        return LastMixtures, ()
+
+    def __call__(self, gpen: GPEN, filters: Sequence[Tensor], ups: Sequence[Tensor], strength: float) -> list[Tensor]:
+        """Weights [out, in, k, k] of the styled convolutions, for one person's mixtures [1, out, r] at a strength."""
+        weights = [layer.conv.weight for layer in gpen.generator.styled]
+        sources = [*weights, *filters, *ups]
+        # what is where, and how often it was written to; as the sources are kept, nothing else can come to lie there
+        state = strength, [None if value.is_inference() else (value.data_ptr(), value.shape, value._version)
+                           for value in sources]
+        known = self.known  # once: other threads may restore other people meanwhile
+        if known is None or None in state[1] or known[0] != state:
+            mixed = [mixed_in(weight[0], own, strength * up[0])
+                     for weight, own, up in zip(weights, filters, ups, strict=True)]
+            known = self.known = state, sources, mixed
+        return known[2]
 
 
 def multiplied_out(up: Tensor, filters: Tensor) -> Tensor:
