@@ -86,7 +86,7 @@ class AdaptConfig(Config):
     cuda_graphs: bool | None = Field(None, description="on a GPU, record a step and play it again; default: wherever "
                                                        "that can be done")
     compile: bool = Field(False, description="on a CPU, fuse a step's passes over maps with torch.compile, which takes "
-                                             "a C++ compiler a minute or two, once: for many people")
+                                             "a C++ compiler about a minute, once: for many people")
     people_per_batch: int = Field(0, ge=0, description="how many learn at a time; 0: as memory allows, at most 8 on a "
                                                        "CPU and 64 on a GPU")
     adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
