@@ -136,20 +136,14 @@ class MetaGPEN(nn.Module):
         if not len(images):
             return images
         parameters = {name: value.to(images) for name, value in parameters.items()}
-        share, filling = self.look(images)
+        (share, filling), bases = self.look(images), self.bases_of(spec.decoder_rank)
+        mixed_weights = None
+        one_person = len(parameters["latent.offset"]) == 1 and not isinstance(strength, Tensor) and strength != 0
+        if bases and one_person and not spec.gated_decoder:  # a gate gives every image another part of the mixtures
+            ups = [parameters[f"decoder.{k}.up"] for k in range(len(bases))]
+            mixed_weights = self._last_mixtures(self.gpen, bases, ups, strength)
         return personal_forward(self.gpen, images, parameters, spec, strength, share=share, filling=filling,
-                                bases=self.bases_of(spec.decoder_rank),
-                                mixed_weights=self._mixed_weights(parameters, spec, strength)).clamp(-1, 1)
-
-    def _mixed_weights(self, parameters: Parameters, spec: AdapterSpec,
-                       strength: float | Tensor) -> list[Tensor] | None:
-        """The decoder's weights with the mixtures of one person in them; None where there are none, or several people,
-        or images that get different parts of them."""
-        several = len(parameters["latent.offset"]) > 1
-        if not spec.decoder_rank or several or spec.gated_decoder or isinstance(strength, Tensor) or strength == 0:
-            return None
-        ups = [parameters[f"decoder.{k}.up"] for k in range(len(self.gpen.generator.styled))]
-        return self._last_mixtures(self.gpen, self.bases_of(spec.decoder_rank), ups, strength)
+                                bases=bases, mixed_weights=mixed_weights).clamp(-1, 1)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file: tensors, the arguments that shape them, and the card.

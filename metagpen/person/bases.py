@@ -40,4 +40,4 @@ class DecoderBases(nn.Module):
         """The first `rank` filters of every layer. Raises ConfigError where there are fewer."""
         if rank > self.rank:
             raise ConfigError(f"decoder_rank = {rank}: this model shares {self.rank} filters per decoder layer")
-        return [own[:rank] for own in self.filters]
+        return list(self.filters) if rank == self.rank else [own[:rank] for own in self.filters]
