@@ -135,13 +135,13 @@ class MetaGPEN(nn.Module):
         images = self.faces(images)
         if not len(images):
             return images
-        parameters = {name: value.to(images) for name, value in parameters.items()}
         (share, filling), bases = self.look(images), self.bases_of(spec.decoder_rank)
         mixed_weights = None
         one_person = len(parameters["latent.offset"]) == 1 and not isinstance(strength, Tensor) and strength != 0
         if bases and one_person and not spec.gated_decoder:  # a gate gives every image another part of the mixtures
             ups = [parameters[f"decoder.{k}.up"] for k in range(len(bases))]
             mixed_weights = self._last_mixtures(self.gpen, bases, ups, strength)
+        parameters = {name: value.to(images) for name, value in parameters.items()}
         return personal_forward(self.gpen, images, parameters, spec, strength, share=share, filling=filling,
                                 bases=bases, mixed_weights=mixed_weights).clamp(-1, 1)
 

@@ -167,6 +167,11 @@ def test_recorded_steps_lead_where_plain_ones_do(lesson, name, monkeypatch):
     assert sum(taken[0].taken.values())
 
 
+def test_a_curve_compiles_nobody():
+    with pytest.raises(ConfigError, match="adapt.compile"):
+        CurveSettings(adapt=AdaptConfig(compile=True)).check()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are a CUDA device's")
 @pytest.mark.parametrize("name", ["adapt", "lora-4", "start-full", "finetune", "pivotal"])
 def test_on_a_gpu_recorded_steps_lead_where_plain_ones_do(lesson, name):

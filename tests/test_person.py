@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from metagpen.person import (
     mean_identity,
     new_parameters,
     personal_forward,
+    restore_many,
 )
 from metagpen.person.adapter import LastMixtures, mixed, mixed_in, personal_forward_reference, plus_mixed
 from metagpen.person.start import band_statistics
@@ -134,6 +136,15 @@ def test_mixtures_are_multiplied_out_once_for_the_person_who_was_restored_last(t
                         tiny_model.bases_of(2)[0]):
             changed.mul_(1.1)
             assert anew(one, 1.0) == count and anew(one, 1.0) == 0
+    for restore in (partial(restore_many, tiny_model, [other, other], images),
+                    partial(other.restore, images[0], aligned=True)):
+        restore()
+        done.clear()
+        restore()
+        assert not done, "somebody's photos come one by one by these ways, too"
+    with torch.autocast("cpu", torch.bfloat16):
+        one.restore_batch(images)
+    assert anew(one, 1.0) == 0
     with torch.inference_mode():  # whose tensors do not say when they change
         fresh = Person(tiny_model, spec, somebody(tiny_model, spec))
         assert anew(fresh, 1.0) == anew(fresh, 1.0) == count

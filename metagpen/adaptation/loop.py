@@ -85,8 +85,8 @@ class AdaptConfig(Config):
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     cuda_graphs: bool | None = Field(None, description="on a GPU, record a step and play it again; default: wherever "
                                                        "that can be done")
-    compile: bool = Field(False, description="on a CPU, fuse a step's passes over maps with torch.compile, which takes "
-                                             "a C++ compiler about a minute, once: for many people")
+    compile: bool = Field(False, description="on a CPU, fuse a step's passes over maps with torch.compile, in batches "
+                                             "of full size: a C++ compiler's work of a minute or two, once")
     people_per_batch: int = Field(0, ge=0, description="how many learn at a time; 0: as memory allows, at most 8 on a "
                                                        "CPU and 64 on a GPU")
     adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
@@ -197,7 +197,7 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Iterable[PhotoSour
     if config.compile:
         if model.device.type != "cpu":
             raise ConfigError(f"compile: for steps on a CPU, and the model is on {model.device}; leave it out")
-        check_compiles(model.device)
+        check_compiles()
     if recogniser and config.start and model.start is not None:
         check_start_reads(model, recogniser)
     recogniser = recogniser.to(model.device) if recogniser else default_recogniser(model, config)
@@ -265,8 +265,7 @@ def bytes_per_person(model: MetaGPEN, config: AdaptConfig, recogniser: recognise
     identities = mean_identities(grey, recogniser) if recogniser else None
     guess = start_guess(model, grey, identities) if config.start else None
     begun = begin(model, config, 1, torch.Generator().manual_seed(0), guess)
-    plain = config.model_copy(update={"compile": False})
-    objective = Objective(model, plain, recogniser, begun["latent.offset"].clone())
+    objective = Objective(model, config, recogniser, begun["latent.offset"].clone())
     parameters = {name: value.requires_grad_() for name, value in begun.items()}
     support = draw(grey, objective.degradation, config, [torch.Generator().manual_seed(0)])
     shared = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
@@ -349,6 +348,7 @@ def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogni
     generator = torch.Generator().manual_seed(config.seed)
     parameters = begin(model, config, len(albums), generator, guess)
     objective = Objective(model, config, recogniser, parameters["latent.offset"])
+    objective.forward = fused(personal_forward, config.compile)
     steps = steps_from(objective, parameters, config, model.device, recogniser)
     columns = (TextColumn("adapting"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
                TimeRemainingColumn())
@@ -570,7 +570,7 @@ class Objective:
         self.degradation = degrade.full_size(config.degradation)
         self.recogniser_loss = RecogniserLoss(recogniser) if recogniser else None
         self.autocast = partial(bf16_autocast, model.device, config.bf16)
-        self.forward = fused(personal_forward, config.compile)
+        self.forward = personal_forward
 
     def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
         with self.autocast():

@@ -43,19 +43,23 @@ class RecordedSteps:
         self.step = self.run = None  # with the recording's memory, before another is made
         for name, value in self.parameters.items():
             value.requires_grad_(name in moving)
-        nothing = {name: (torch.zeros_like(self.parameters[name], requires_grad=False),) * 2 for name in moving}
-        moments = [flat(own) for own in zip(*({**nothing, **self.moments}[name] for name in moving), strict=True)]
+        known = [self.moments.get(name) or (torch.zeros_like(self.parameters[name], requires_grad=False),) * 2
+                 for name in moving]
+        moments = [flat(own) for own in zip(*known, strict=True)]
         self.step = InPlace(self.objective, self.parameters, moving, *moments)
         self.run = Captured(self.step) if self.recorded else self.step
         self.moments |= {name: (mean, square) for name, mean, square in zip(
             moving, *(self.step.parts(own) for own in moments), strict=True)}
 
     def flat_rates(self, rates: Rates) -> Tensor:
-        """A rate for each that moves; or, where some are tensors, for each of their numbers."""
+        """A rate for each that moves; or, where some have several, for each of their numbers."""
         like = self.step.mean
         if not any(isinstance(rate, Tensor) for rate in rates.values()):
             return like.new_tensor(list(rates.values()))
-        return flat([torch.as_tensor(rate).to(like).expand_as(self.parameters[name]) for name, rate in rates.items()])
+        tensors = {name: torch.as_tensor(rate).to(like) for name, rate in rates.items()}
+        if all(rate.numel() == 1 for rate in tensors.values()):
+            return flat(list(tensors.values()))
+        return flat([rate.expand_as(self.parameters[name]) for name, rate in tensors.items()])
 
 
 class InPlace:

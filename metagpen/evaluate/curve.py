@@ -136,6 +136,8 @@ class CurveSettings(Config):
                 raise ConfigError(f"shots_of: {name} needs one or more numbers of photos")
             if min(stops, default=-1) < 0:
                 raise ConfigError(f"steps of {name}: one or more numbers from 0 on are needed")
+        if self.adapt.compile:
+            raise ConfigError("adapt.compile: rivals take their steps as they are, and so must ours; leave it out")
         if min(self.shots) < 1:
             raise ConfigError("shots: at least 1 photo is needed to learn from")
         for name in {*self.shots_of, *self.steps_of} - set(self.methods):

@@ -21,9 +21,10 @@ def fused(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False)
 
 
-def check_compiles(device: torch.device) -> None:
-    """Raises ConfigError where nothing can be compiled for the device's processor."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
-    if device.type == "cpu" and shutil.which(compiler) is None:
+def check_compiles() -> None:
+    """Raises ConfigError where nothing can be compiled for this processor."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX") or usual  # as torch looks for it
+    if shutil.which(compiler) is None:
         raise ConfigError(f"compile: needs a C++ compiler, and there is no {compiler} here; install one, name yours in "
                           "$CXX, or leave compile out")

@@ -212,14 +212,15 @@ class LastMixtures:
     def __call__(self, gpen: GPEN, filters: Sequence[Tensor], ups: Sequence[Tensor], strength: float) -> list[Tensor]:
         """Weights [out, in, k, k] of the styled convolutions, for one person's mixtures [1, out, r] at a strength."""
         weights = [layer.conv.weight for layer in gpen.generator.styled]
-        sources = [*weights, *filters, *ups]
-        # what is where, and how often it was written to; as the sources are kept, nothing else can come to lie there
+        # what lies where, and how often autograd saw it written to; what is kept here keeps its place to itself
+        sources = [value.detach() for value in (*weights, *filters, *ups)]
         state = strength, [None if value.is_inference() else (value.data_ptr(), value.shape, value._version)
                            for value in sources]
         known = self.known  # once: other threads may restore other people meanwhile
         if known is None or None in state[1] or known[0] != state:
-            mixed = [mixed_in(weight[0], own, strength * up[0])
-                     for weight, own, up in zip(weights, filters, ups, strict=True)]
+            with torch.autocast(weights[0].device.type, enabled=False):  # or the next call, without, would get its type
+                mixed = [mixed_in(weight[0], own, strength * up[0].to(weight))
+                         for weight, own, up in zip(weights, filters, ups, strict=True)]
             known = self.known = state, sources, mixed
         return known[2]
 

@@ -39,8 +39,10 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
             restored[chosen] = model.restore(images[chosen])
             continue
         together = people_of([persons[i] for i in chosen])
-        parameters = {name: torch.cat([person.parameters[name].to(model.device) for person in together])
-                      for name in together[0].parameters}
+        parameters = together[0].parameters
+        if len(together) > 1:
+            parameters = {name: torch.cat([person.parameters[name].to(model.device) for person in together])
+                          for name in parameters}
         each = [strengths[i] for i in chosen]
         one = len(set(each)) == 1  # which can be cheaper
         own = each[0] if one else torch.tensor(each, device=model.device, dtype=model.dtype)
