@@ -75,12 +75,10 @@ def worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=(REACHED, UNDECIDED, MISSED).index)
 
 
-def goals(curve: Sequence[Row], long: Sequence[Row] = ()) -> str:
+def goals(curve: Sequence[Row], long: Sequence[Row] = (), sixteen: Sequence[Row] = ()) -> str:
     """What was asked for, what was found, and whether that is enough. Faces of 16 px, five photos, val people."""
     lines = long_goals(long) if long else [["ours after 32 steps against the fine-tune after 2,000", NOT_YET, "–"]]
-    shots, more = shots_of(curve, "adapt"), growth(curve, "adapt")
-    lines.append([f"identity grows with the photos, {', '.join(map(str, shots))}: from each to the next",
-                  ", ".join(map(interval, more)), worst(map(above, more))])
+    lines += [growth_goal(rows) for rows in (curve, sixteen) if rows]
     wrong = against(curve, WRONG, GENERIC, "identity")
     lines.append(["somebody else's photos gain no identity, upper end at most +0.02", interval(wrong),
                   REACHED if wrong.hi <= 0.02 else MISSED if wrong.lo > 0 else UNDECIDED])
@@ -95,6 +93,13 @@ def goals(curve: Sequence[Row], long: Sequence[Row] = ()) -> str:
     lines.append([f"identity above every rival after 32 steps; the closest is *{label_of(closest[0])}*",
                   interval(simpler[closest]), worst(map(above, simpler.values()))])
     return table(["to be reached at 16 px, 5 photos", "measured", "verdict"], lines)
+
+
+def growth_goal(rows: Sequence[Row]) -> list[str]:
+    shots, more = shots_of(rows, "adapt"), growth(rows, "adapt")
+    people, seeds = (len({row[key] for row in rows}) for key in ("identity", "seed"))
+    return [f"identity grows with the photos, {', '.join(map(str, shots))}: from each to the next ({people} people, "
+            f"{seeds} {'seed' if seeds == 1 else 'seeds'})", ", ".join(map(interval, more)), worst(map(above, more))]
 
 
 def shots_of(rows: Iterable[Row], method: str) -> list[int]:
@@ -338,7 +343,7 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
         if name in rows:
             found |= make(rows[name], summed[name])
     if "curve_128" in rows:
-        found["goals"] = goals(rows["curve_128"], rows.get("curve_long_hard", ()))
+        found["goals"] = goals(rows["curve_128"], rows.get("curve_long_hard", ()), rows.get("curve_16", ()))
     return found, rows, summed
 
 
@@ -494,6 +499,7 @@ def main() -> None:
     for name, picture, title, axes in (
             ("curve_128", "val", "25 people of CelebA", ["shots", "steps", "seconds"]),
             ("curve_lfw", "lfw", "30 people of LFW", ["shots"]),
+            ("curve_16", "val_sixteen", "21 people of CelebA, three seeds", ["shots"]),
             ("curve_128_long", "val_long", "Beside 2,000 iterations", ["steps", "seconds"])):
         if name in rows:
             write_plots(picture, rows[name], title, axes)

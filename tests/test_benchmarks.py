@@ -230,7 +230,7 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     monkeypatch.setattr("sys.argv", ["evidence.py"])
     evidence.main()
     page = evidence.PAGE.read_text()
-    assert "Not measured yet." not in page and page.count("**missed**") == 0 and page.count("| reached |") == 9 + 16
+    assert "Not measured yet." not in page and page.count("**missed**") == 0 and page.count("| reached |") == 10 + 16
     assert "identity: ours after 32 steps not below the fine-tune after 2,000 (3 people) | +0.200" in page
     assert "| 2 | +0.320 [+0.320, +0.320] |" in page, "two photos"
     for line in ("adapt, its mixtures of random filters, 8 steps; 16 px", "meta-begins, 0 steps; moderate"):
@@ -275,7 +275,8 @@ def test_evidence_convicts(evidence, monkeypatch, tmp_path):
         if row["method"] == "finetune":
             row["seconds"] = 40.0
             row["value"] += row["metric"] in ("identity", "psnr")
-    text = evidence.goals(rows, long)
+    text = evidence.goals(rows, long, [{**row, "seed": seed} for row in rows for seed in (0, 1)])
+    assert text.count("(4 people, 1 seed)") == text.count("(4 people, 2 seeds)") == 1
     assert text.count("**missed**") == 4, "identity, PSNR, seconds, and the wrong person"
     assert "the closest is *LoRA on the decoder, rank 4*" in text and text.count("undecided") == 1
 
