@@ -163,10 +163,11 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
         x = conv(x) + personal_conv(x, parameters, f"tail.{k}.weight", conv, part)
         x = scaled_leaky_relu(x, activation.bias + personal_bias(parameters, f"tail.{k}.bias", part))
         maps.append(x)
-    linear = gpen.final_linear[0]
-    x = x.flatten(1) * linear.scale
-    z = F.linear(x, linear.weight.to(x.dtype)) + personal_linear(x, parameters, "linear.weight", part)
-    z = scaled_leaky_relu(z, linear.bias + personal_bias(parameters, "linear.bias", part))
+    linear, gain = gpen.final_linear[0], math.sqrt(2)
+    x = x.flatten(1) * (gain * linear.scale)  # as `EqualLinear` does it, so that nobody is the generic model to the bit
+    z = F.linear(x, linear.weight.to(x.dtype), (gain * linear.bias).to(x.dtype))
+    z = z + personal_linear(x, parameters, "linear.weight", part)
+    z = F.leaky_relu_(z + (gain * personal_bias(parameters, "linear.bias", part)).to(x.dtype), 0.2)
     own = None
     if mixed_weights is not None:
         own = [partial(layer.conv.filter, weight=weight)
