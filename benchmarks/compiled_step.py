@@ -120,10 +120,7 @@ def main() -> None:
     facts = {**measure.facts(device, arguments), "model": model.fingerprint, "bf16": has_bf16(device)}
     report.write_json(RESULTS, [measure.rounded(row) for row in rows], **facts)
     about = f"{report.machine_line(facts['machine'])}; commit {facts['commit']}."
-    text = report.replace_between(measure.PAGE.read_text(encoding="utf-8"), *measure.markers("compiled_step"),
-                                  f"{page(rows)}\n\n{about}")
-    report.write_text(measure.PAGE, text)
-    print(f"written: {RESULTS.relative_to(measure.ROOT)}, {measure.PAGE.relative_to(measure.ROOT)}")
+    measure.put_on_page("compiled_step", f"{page(rows)}\n\n{about}", RESULTS)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,13 @@ def publish(name: str, arguments: argparse.Namespace, rows: Sequence[Row], about
     measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     measured[torch.device(arguments.device).type] = {**about, "rows": [rounded(row) for row in rows]}
     report.write_text(path, json.dumps(measured, indent=1, allow_nan=False) + "\n")
-    text = report.replace_between(PAGE.read_text(encoding="utf-8"), *markers(name), both(measured, page))
-    report.write_text(PAGE, text)
-    print(f"written: {path.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
+    put_on_page(name, both(measured, page), path)
+
+
+def put_on_page(name: str, text: str, results: Path) -> None:
+    """Put a text between the markers of docs/speed.md, and say where it and the results are."""
+    report.write_text(PAGE, report.replace_between(PAGE.read_text(encoding="utf-8"), *markers(name), text))
+    print(f"written: {results.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
 
 
 def both(measured: Mapping[str, Row], page: Callable[[Sequence[Row]], str]) -> str:

@@ -74,11 +74,8 @@ def main() -> None:
     report.write_json(RESULTS, rows, model=model.fingerprint, people=len(people), photos=len(poor), damage=DAMAGE,
                       commit=report.commit(), machine=report.machine())
     about = f"{len(people)} people, {len(poor)} photos at 16 px; commit {report.commit()}."
-    text = report.replace_between(measure.PAGE.read_text(encoding="utf-8"), *measure.markers("skip_rgb"),
-                                  f"{page(rows)}\n\n{about}")
-    report.write_text(measure.PAGE, text)
     print(page(rows))
-    print(f"written: {RESULTS.relative_to(measure.ROOT)}, {measure.PAGE.relative_to(measure.ROOT)}")
+    measure.put_on_page("skip_rgb", f"{page(rows)}\n\n{about}", RESULTS)
 
 
 if __name__ == "__main__":
