@@ -574,6 +574,33 @@ def test_run_curve_from_a_configuration(folder, tmp_path, monkeypatch):
     assert curve_report.contact_sheets(where / "previews", people=0) == {}
 
 
+def test_parts_of_a_run_put_together_are_the_run(folder, tmp_path, monkeypatch):
+    """Two machines measure some people each; the files behind one another are those of one run, but for the seconds."""
+    from metagpen import recognise
+
+    monkeypatch.setattr(metagpen, "load", lambda *_, **__: tiny(), raising=False)
+    monkeypatch.setattr(recognise, "load", lambda name, device=None: recogniser(str(name)))
+
+    def measured(name: str, **who) -> Path:
+        config = CurveConfig(
+            **{**SMALL.model_dump(), "methods": ["generic", "adapt"]}, data=str(folder), recognisers={"r": "a/net"},
+            work_dir=str(tmp_path / "runs"), output=str(tmp_path / name), show=[], progress=False, **who,
+        )  # fmt: skip
+        curve.run_curve(config)
+        return tmp_path / name
+
+    parts = measured("1.jsonl.gz", people=["c"]), measured("2.jsonl.gz", people=["b", "a"], max_people=2)
+    (tmp_path / "both.jsonl.gz").write_bytes(b"".join(part.read_bytes() for part in parts))
+    both, whole = (
+        sorted(({**row, "seconds": 0} for row in curve_report.read_rows(path)), key=curve_report.key_of)
+        for path in (tmp_path / "both.jsonl.gz", measured("whole.jsonl.gz"))
+    )
+    assert both == whole and {row["identity"] for row in both} == {"a", "b", "c"}
+    with pytest.raises(DataError, match="nobody is called 'd'"):
+        measured("3.jsonl.gz", people=["d"])
+    assert CurveConfig(data="x", people=[7201]).people == ["7201"], "folders are often called by a number"
+
+
 # --- reports ---------------------------------------------------------------------------------------
 
 

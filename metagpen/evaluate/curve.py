@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
@@ -164,6 +164,9 @@ class CurveConfig(CurveSettings):
         {"embedded (in losses)": "embedded"}, description="label -> recogniser name or file; the first leads the tables"
     )
     lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
+    people: list[Annotated[str, Field(coerce_numbers_to_str=True)]] | None = Field(
+        None, min_length=1, description="only these of the split, by name: a part of a run that machines share"
+    )
     max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
     batch_size: int = Field(16, ge=1, description="restored photos at a time; changes no number")
     device: Device = Field("auto", description="where people are learned and photos restored; scoring stays on the CPU")
@@ -415,7 +418,7 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
     model = metagpen.load(config.model, device=config.device)
     others = {key: metagpen.load(path, device=config.device) for key, path in config.meta_models.items()}
     people, trained = people_of_split(config, config.layout, strict=False)
-    people = people.select(list(people)[: config.max_people])
+    people = people.select((config.people or list(people))[: config.max_people])
     scorers = {label: recognise.load(name) for label, name in config.recognisers.items()}
     lpips = load_lpips(path=config.lpips_backbone)
     settings = CurveSettings(**config.model_dump(include=set(CurveSettings.model_fields)))
