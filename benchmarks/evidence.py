@@ -188,8 +188,9 @@ def long_goals(long: Sequence[Row]) -> list[list[str]]:
 
 
 def seconds(rows: Sequence[Row], point: Point) -> float:
-    """Mean over people of the seconds of learning."""
-    found = {row["identity"]: row["seconds"] for row in rows if (row["method"], row["shots"], row["steps"]) == point}
+    """Mean over people and seeds of the seconds of learning."""
+    found = {(row["identity"], row["seed"]): row["seconds"] for row in rows
+             if (row["method"], row["shots"], row["steps"]) == point}
     return sum(found.values()) / len(found)
 
 
