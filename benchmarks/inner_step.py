@@ -4,15 +4,16 @@ Both ways compute the same thing on the same weights (random ones; the largest d
 rows): `metagpen.person.personal_forward` on channels_last maps, and `published_gpen.restore` beside this script. One
 person with an adapter of the default shape. *forward*: restoring without gradients. *step*: forward, L1 and
 gradient L1, gradients for the person's parameters (the prior being frozen), Adam. *whole step*: fresh degradations,
-all losses of the default configuration with the embedded recogniser, gradients, Adam. On a GPU also *recorded step*:
-both ways' step recorded as a CUDA graph and played again, as `adapt` does there; the whole step is recorded, too. Its
-photos are damaged ahead by processes, not in its time: `many_people.py` measures all of it.
+all losses of the default configuration with the embedded recogniser, gradients, Adam. On a CPU also *compiled step*:
+both ways' forward pass, and so its gradients, through torch.compile, as `AdaptConfig.compile` does. On a GPU also
+*recorded step*: both ways' step recorded as a CUDA graph and played again, as `adapt` does there; the whole step is
+recorded, too. Its photos are damaged ahead by processes, not in its time: `many_people.py` measures all of it.
 
 The floor of a step: its multiply-adds (counted by torch.utils.flop_counter in our own way of computing) at the rate
 that one large convolution reaches in the same run, plus what all other operations, the blurs among them, read and
 write, at the bandwidth of a copy in the same run.
 
-    python benchmarks/inner_step.py                    # figures for the CPU, 7 minutes on two idle cores
+    python benchmarks/inner_step.py                    # figures for the CPU, half an hour on two idle cores
     python benchmarks/inner_step.py --device cuda      # for the GPU
 """
 
@@ -42,13 +43,14 @@ from metagpen.evaluate import report
 from metagpen.faces import FFHQ_LANDMARKS
 from metagpen.gpen import GPEN
 from metagpen.graphs import WARM_UP
+from metagpen.losses.fused import fused
 from metagpen.model import MetaGPEN
 from metagpen.person import Parameters, new_parameters
 
 SEED = 0
 WAYS = ("published", "metagpen")
 PRECISIONS = ("float32", "bfloat16")
-WHATS = ("forward", "step", "recorded step", "whole step")
+WHATS = ("forward", "step", "recorded step", "compiled step", "whole step")
 DENSE = ("convolution", "convolution_backward", "_convolution", "mm", "bmm", "addmm", "baddbmm")
 
 
@@ -70,9 +72,13 @@ QUICK = [Size(32, 1 / 32, 1, 2, 1)]
 class Published(Objective):
     """The same objective around the published way of computing."""
 
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.forward = published_gpen.restore
+
     def restore(self, parameters: Parameters, poor: Tensor) -> Tensor:
         with self.autocast():
-            return published_gpen.restore(self.model.gpen, poor, parameters).float()
+            return self.forward(self.model.gpen, poor, parameters).float()
 
 
 class Case:
@@ -97,11 +103,14 @@ class Case:
         self.fresh = supports([self.album], endless, device, self.recogniser)
         self.support = next(self.fresh)
 
-    def objective(self, way: str, precision: str, recogniser: recognise.Recogniser | None = None) -> Objective:
+    def objective(self, way: str, precision: str, recogniser: recognise.Recogniser | None = None,
+                  compiled: bool = False) -> Objective:
         """With the recogniser's losses if one is given."""
         terms = {} if recogniser else {"perceptual": 0.0, "identity": 0.0}
         config = self.config.model_copy(update={"bf16": precision == "bfloat16", **terms})
-        return (Published if way == "published" else Objective)(self.model, config, recogniser, None)
+        found = (Published if way == "published" else Objective)(self.model, config, recogniser, None)
+        found.forward = fused(found.forward, compiled)
+        return found
 
     @torch.no_grad()
     def forward(self, way: str, precision: str) -> Tensor:
@@ -114,8 +123,8 @@ class Case:
         """A step as a CUDA graph."""
         return partial(RecordedSteps(objective, self.person), rates=self.rates)
 
-    def ways(self, precisions: Sequence[str]) -> dict[tuple[str, str, str], Callable[[], Any]]:
-        """(what, way, precision) -> the thing to time."""
+    def ways(self, precisions: Sequence[str], compiled: bool) -> dict[tuple[str, str, str], Callable[[], Any]]:
+        """(what, way, precision) -> the thing to time; compiled: steps through torch.compile, too."""
         found, on_gpu = {}, self.device.type == "cuda"
         for precision in precisions:
             for way in WAYS:
@@ -124,6 +133,9 @@ class Case:
                 found["step", way, precision] = partial(self.step, plain, self.support)
                 if on_gpu:
                     found["recorded step", way, precision] = partial(self.recorded(plain), self.support)
+                if compiled:
+                    fast = self.objective(way, precision, compiled=True)
+                    found["compiled step", way, precision] = partial(self.step, fast, self.support)
                 whole_step = self.recorded(whole) if on_gpu else partial(self.step, whole)
                 found["whole step", way, precision] = lambda whole_step=whole_step: whole_step(next(self.fresh))
         return found
@@ -216,7 +228,8 @@ def rows_of(wanted: Size, device: torch.device, quick: bool, rounds: int | None)
         raise ConfigError(f"the two ways differ by {apart:.1e} at {wanted.size} px: they compute different things, "
                           "so their speeds must not be compared")
     rounds = rounds or wanted.rounds
-    found = measure.take_turns({**case.ways(precisions), **yardsticks.ways(precisions)}, rounds, device,
+    ways = case.ways(precisions, compiled=device.type == "cpu" and not quick)  # minutes, which a smoke test has not
+    found = measure.take_turns({**ways, **yardsticks.ways(precisions)}, rounds, device,
                                warmup=WARM_UP + 2 if device.type == "cuda" else 1)  # until recorded, and once more
     work = {name: work_of(partial(case.step, case.objective("metagpen", name), case.support)) for name in precisions}
     rows = []

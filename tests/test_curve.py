@@ -28,7 +28,7 @@ from metagpen.adaptation import AdaptConfig, adapt
 from metagpen.adaptation.loop import DECIDED_BY_RULE, album
 from metagpen.adaptation.recorded import RecordedSteps
 from metagpen.errors import ConfigError, DataError
-from metagpen.evaluate import curve, curve_report, methods, metrics, protocol, report, tasks
+from metagpen.evaluate import curve, curve_report, judges, methods, metrics, report, tasks
 from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, people_of_split, shots_curve
 from metagpen.evaluate.engine import named_degradations
 from metagpen.gpen import GPEN
@@ -559,7 +559,7 @@ def test_run_curve_from_a_configuration(folder, tmp_path, monkeypatch):
     from metagpen import recognise
 
     monkeypatch.setattr(metagpen, "load", lambda *_, **__: tiny(), raising=False)
-    monkeypatch.setattr(recognise, "load", lambda name, device=None: recogniser(str(name)))
+    monkeypatch.setattr(recognise, "load", lambda name, device=None: recogniser(str(name), len(str(name))))
     config = CurveConfig(
         **{**SMALL.model_dump(), "methods": ["generic", "start"]}, data=str(folder), recognisers={"r": "elsewhere/net"},
         work_dir=str(tmp_path / "runs"), output=str(tmp_path / "rows.jsonl"), show=["smooth/a"], preview=1,
@@ -579,11 +579,11 @@ def test_parts_of_a_run_put_together_are_the_run(folder, tmp_path, monkeypatch):
     from metagpen import recognise
 
     monkeypatch.setattr(metagpen, "load", lambda *_, **__: tiny(), raising=False)
-    monkeypatch.setattr(recognise, "load", lambda name, device=None: recogniser(str(name)))
+    monkeypatch.setattr(recognise, "load", lambda name, device=None: recogniser(str(name), len(str(name))))
 
     def measured(name: str, **who) -> Path:
         config = CurveConfig(
-            **{**SMALL.model_dump(), "methods": ["generic", "adapt"]}, data=str(folder), recognisers={"r": "a/net"},
+            **{**SMALL.model_dump(), "methods": ["generic", "adapt"]}, data=str(folder), recognisers={"r": "nets/net"},
             work_dir=str(tmp_path / "runs"), output=str(tmp_path / name), show=[], progress=False, **who,
         )  # fmt: skip
         curve.run_curve(config)
@@ -732,9 +732,24 @@ def test_a_recogniser_that_trained_the_model_must_say_so():
     card = {"recogniser": "embedded", "init": {"init": {"loss_recogniser": "somewhere/scorer.fp16.xml"}}}
     scorers = {"judge": SimpleNamespace(name="scorer")}
     with pytest.raises(ConfigError, match="'judge' is also in the losses"):
-        protocol.say_who_is_in_losses(scorers, [], [SimpleNamespace(card=card)])
-    protocol.say_who_is_in_losses({"judge (in losses)": scorers["judge"]}, [], [SimpleNamespace(card=card)])
-    protocol.say_who_is_in_losses({"judge": SimpleNamespace(name="other")}, [], [SimpleNamespace(card=card)])
+        judges.say_who_is_in_losses(scorers, [], [SimpleNamespace(card=card)])
+    judges.say_who_is_in_losses({"judge (in losses)": scorers["judge"]}, [], [SimpleNamespace(card=card)])
+    judges.say_who_is_in_losses({"judge": SimpleNamespace(name="other")}, [], [SimpleNamespace(card=card)])
+
+
+@pytest.mark.parametrize(("said", "name"), [("nets/glint.r100.pth", "glint.r100"), ("glint.r100", "glint.r100"),
+                                            ("nets/retail.fp16.xml", "retail")])
+def test_a_recogniser_is_known_however_its_loader_calls_it(said, name):
+    model = SimpleNamespace(card={"meta": {"loss_recogniser": said}})
+    with pytest.raises(ConfigError, match="'judge' is also in the losses"):
+        judges.say_who_is_in_losses({"judge": SimpleNamespace(name=name)}, [], [model])
+
+
+def test_a_recogniser_of_the_losses_is_known_by_its_weights_under_any_name():
+    in_loss, renamed, another = recogniser("student"), recogniser("scorer"), recogniser("scorer", 2)
+    with pytest.raises(ConfigError, match="'judge' is also in the losses"):
+        judges.say_who_is_in_losses({"judge": renamed}, [in_loss])
+    judges.say_who_is_in_losses({"judge": another}, [in_loss])
 
 
 def test_a_rival_at_other_rates(lesson):

@@ -279,7 +279,7 @@ def test_paired_gain_wants_the_same_people():
 class FakeModel:
     """Returns its input darkened; `adapt` below brightens it towards the mean of the support photos."""
 
-    size, fingerprint = SIZE, "0123456789abcdef"
+    size, fingerprint, start, card, device = SIZE, "0123456789abcdef", None, {}, "cpu"
 
     def restore(self, batch):
         self.largest = max(getattr(self, "largest", 0), len(batch))
@@ -659,7 +659,7 @@ def test_run_evaluate_from_a_config_and_again(people, tmp_path, monkeypatch):
     folder = next(iter(people["a"])).path.parent.parent
     adapt = FakeAdapt()
     monkeypatch.setattr(metagpen, "load", lambda *_, **__: FakeModel(), raising=False)
-    monkeypatch.setattr(recognise, "load", lambda name: Means())
+    monkeypatch.setattr(recognise, "load", lambda name, device=None: Means())
     monkeypatch.setitem(sys.modules, "metagpen.adaptation", types.SimpleNamespace(adapt=adapt))
     monkeypatch.setattr(protocol, "named_degradations", lambda names: {name: noisy for name in names})
     config = protocol.EvaluateConfig(
@@ -683,6 +683,40 @@ def test_people_of_the_training_are_not_evaluated(people, tmp_path):
     assert list(protocol.load_people(config, SIZE)) == ["a"]
     with pytest.raises(DataError, match="a' .of 1. is measured and was in training"):
         protocol.load_people(config.model_copy(update={"trained_parts": ["train", "val"]}), SIZE)
+
+
+def test_a_query_is_no_support_photo(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(5):
+        Image.new("RGB", (SIZE, SIZE), "red").save(tmp_path / "a" / f"{i}.png")
+    with pytest.raises(DataError, match="the same photo as .*, a support photo"):
+        run(People.from_folder(tmp_path), methods=["generic"])
+
+
+def test_who_trained_the_model_does_not_score_without_saying_so(people):
+    model, judge = FakeModel(), Means()
+    model.card, judge.name = {"recogniser": "nets/glint.r100.pth"}, "glint.r100"
+    with pytest.raises(ConfigError, match="'r' is also in the losses"):
+        evaluate(model, people, {"noisy": noisy}, [1], ["generic"], recognisers={"r": judge})
+    assert evaluate(model, people, {"noisy": noisy}, [1], ["generic"], recognisers={"r (in losses)": judge})
+
+
+def test_a_perfect_restoration_can_be_written_down(people, tmp_path):
+    rows = evaluate(FakeModel(), people, {"none": lambda batch, _: batch}, [1], ["input"], recognisers={})
+    assert {row["mean"] for row in rows if row["metric"] == "psnr"} == {100.0}
+    report.write_json(tmp_path / "x.json", rows)
+
+
+@pytest.mark.parametrize("shots", [[], [0], [5, 0]])
+def test_nobody_is_measured_on_no_photo(shots):
+    with pytest.raises(ConfigError, match="shots"):
+        protocol.EvaluateConfig.from_dict({"data": "x", "shots": shots})
+
+
+def test_records_know_the_code_that_made_them():
+    names = protocol.sources().keys()
+    assert {"schedule.py", "devices.py", "graphs.py", "lpips_files.py", "evaluate/metrics.py"} <= names
+    assert not {"cli.py", "demo.py", "evaluate/report.py", "check/show.py"} & names
 
 
 def test_configuration_rejects_unknown_keys():

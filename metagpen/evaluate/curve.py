@@ -27,10 +27,11 @@ from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
+from metagpen.evaluate.judges import IN_LOSSES, network_fingerprint, say_who_is_in_losses
 from metagpen.evaluate.methods import SCHEDULES, Rivals
-from metagpen.evaluate.protocol import IN_LOSSES, assert_disjoint, people_of_split, say_who_is_in_losses
+from metagpen.evaluate.protocol import assert_disjoint, code_fingerprint, people_of_split
 from metagpen.evaluate.records import append_line, whole_lines
-from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draw, draws_of, load_support, load_task
+from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draws_of, load_support, load_task
 from metagpen.identities import People
 from metagpen.lpips_files import load_lpips
 from metagpen.memory import keep_freed_memory
@@ -255,7 +256,6 @@ class Bench:
         """The loaded person; the last one is kept."""
         if self._case[0] != (seed, person):
             size, settings = self.models[""].size, self.settings
-            own_photos_apart(self.people, person, max(settings.shots), size, seed, settings)
             task = load_task(
                 self.people, person, max(settings.shots), size, seed, settings.max_queries, settings.min_queries
             )
@@ -429,7 +429,7 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
         "device": torch.device(config.device).type,
         "lpips": lpips is not None,
         "models": {key: one.fingerprint[:12] for key, one in {"": model, **others}.items()},
-        "recognisers": {label: protocol.network_fingerprint(net) for label, net in scorers.items()},
+        "recognisers": {label: network_fingerprint(net) for label, net in scorers.items()},
         "code": code_fingerprint(),
     }
     folder = Path(config.work_dir) / protocol.digest(facts)
@@ -455,15 +455,6 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
 
 
 # --- who is measured -----------------------------------------------------------------------------
-
-
-def own_photos_apart(people: People, person: str, shots: int, size: int, seed: int, settings: CurveSettings) -> None:
-    """Raises DataError when a query is, byte for byte, also a support photo of the person."""
-    episode = draw(people, person, shots, size, seed, settings.max_queries, settings.min_queries)
-    support = {photo.sha256: photo.path for photo in episode.support}
-    for photo in episode.query:
-        if photo.sha256 in support:
-            raise DataError(f"{photo.path}: the same photo as {support[photo.sha256]}, a support photo; remove one")
 
 
 def measurable(people: People, settings: CurveSettings, size: int) -> People:
@@ -585,15 +576,11 @@ def settings_of(bench: Bench) -> dict[str, Any]:
         "dataset": bench.facts["dataset"],
         "people": sorted(bench.people),
         "models": {key: model.fingerprint[:12] for key, model in bench.models.items()},
-        "losses": {key: net and protocol.network_fingerprint(net) for key, net in bench.losses.items()},
-        "recognisers": {label: protocol.network_fingerprint(net) for label, net in bench.recognisers.items()},
+        "losses": {key: net and network_fingerprint(net) for key, net in bench.losses.items()},
+        "recognisers": {label: network_fingerprint(net) for label, net in bench.recognisers.items()},
         "lpips": bench.lpips is not None,
         "code": code_fingerprint(),
     }
-
-
-def code_fingerprint() -> str:
-    return protocol.code_fingerprint("methods.py", "curve.py")
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:

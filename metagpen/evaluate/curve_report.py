@@ -230,12 +230,12 @@ def csv_text(summed: Sequence[Row]) -> str:
 READING = """Means over people of each person's mean over their photos; in brackets the gain over the generic model,
 paired by person, with its 95 % interval over people, by the bootstrap (10,000 draws), of fewer than ten people by
 Student's t. *Worse*: people whose identity cosine fell below generic, and by how much for the one who lost most.
-*Identity*: cosine to the true photo under each recogniser; one that says "in losses" was trained against, and flatters. *Of ceiling*: identity over the cosine of two
-different true photos of a person; it flatters too, because the restored photo has pose and light in common with its own
-truth. *Likeness* is like for like: the cosine to the person's *other* true photos over that of a true photo to them.
-*Sharpness* is relative to the truth, *focus* needs none: a method that wins PSNR and loses both is only blurred.
-Seconds are those of learning, on the machine named in the rows. LPIPS is not available unless its real backbone was
-there."""
+*Identity*: cosine to the true photo under each recogniser; one that says "in losses" was trained against, and flatters.
+*Of ceiling*: identity over the cosine of two different true photos of a person; it flatters too, because the restored
+photo has pose and light in common with its own truth. *Likeness* is like for like: the cosine to the person's *other*
+true photos over that of a true photo to them. *Sharpness* is relative to the truth, *focus* needs none: a method that
+wins PSNR and loses both is only blurred. Seconds are those of learning, on the machine named in the rows. LPIPS is not
+available unless its real backbone was there."""
 
 SCHEDULES = {
     "constant": "one run at constant rates, the numbers of steps are stops on the way",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metagpen.errors import ConfigError
 from metagpen.evaluate import metrics, report
+from metagpen.evaluate.judges import say_who_is_in_losses
 from metagpen.evaluate.records import Record
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draws_of, load_support, load_task
 from metagpen.identities import People
@@ -29,6 +30,7 @@ class Method:
 
 
 UNDAMAGED = "none"
+PSNR_MOST = 100.0  # dB: of what is equal it would be infinite, which no mean and no JSON can hold
 LEVELS = {  # degradations of evaluation by name: what of `degrade.by_name`, and its settings
     "moderate": ("bsrgan", {"scale": 1}),
     "hard": ("heavy", {"face_px": (16, 16)}),
@@ -91,7 +93,7 @@ class Scorer:
         """
         truth = self.task.queries
         values = {
-            "psnr": metrics.psnr(images, truth),
+            "psnr": metrics.psnr(images, truth).clamp(max=PSNR_MOST),
             "ssim": metrics.ssim(images, truth),
             "sharpness": metrics.sharpness(images, truth),
             "focus": metrics.focus(images),
@@ -216,8 +218,9 @@ def evaluate(
     """Measure and summarise in one call: rows with means, paired gains and bootstrap intervals (see report.rows_of).
 
     degradation: a name of `metagpen.degrade.by_name`, or a mapping name -> degradation. Other options as in
-    `evaluate_people`.
+    `evaluate_people`. Raises ConfigError for a recogniser that trained the model, by its card, and does not say so.
     """
+    say_who_is_in_losses(recognisers, [], [model])
     degradations = named_degradations([degradation]) if isinstance(degradation, str) else degradation
     chosen, commit = methods_for(methods, shots, steps), options.pop("commit", None) or report.commit()
     outcomes = evaluate_people(

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from metagpen import identities
+from metagpen.adaptation.loop import AdaptConfig, default_recogniser
 from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import report, tasks
 from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
+from metagpen.evaluate.judges import network_fingerprint, say_who_is_in_losses
 from metagpen.evaluate.records import Record, RecordFile
 from metagpen.identities import People
 from metagpen.lpips_files import load_lpips
-from metagpen.recognise import Recogniser
-
-IN_LOSSES = "in losses"  # a recogniser that a loss saw must say so in its label
 
 
 class EvaluateConfig(Config):
@@ -39,7 +38,8 @@ class EvaluateConfig(Config):
     trained_parts: list[str] = Field(["train"], description="splits that any part of the training saw, e.g. kept too")
     degradations: list[str] = Field(["heavy"], description="names of degradations; 'moderate' is BSRGAN at scale 1")
     methods: list[str] = Field(list(METHOD_NAMES), description="which methods to compare")
-    shots: list[int] = Field([5, 1], description="support photos; the most are set aside, fewer are the first of them")
+    shots: list[PositiveInt] = Field([5, 1], min_length=1,
+                                     description="support photos; the most are set aside, fewer are the first of them")
     steps: int = Field(32, ge=0, description="gradient steps of adapt")
     recognisers: dict[str, str] = Field(
         {"embedded (in losses)": "embedded"}, description="label -> recogniser name or file; the first leads the tables"
@@ -77,7 +77,7 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     methods = methods_for(config.methods, config.shots, config.steps)
     degradations = named_degradations(config.degradations)
     recognisers = {label: recognise.load(name) for label, name in config.recognisers.items()}
-    say_who_is_in_losses(recognisers, [], [model])
+    say_who_is_in_losses(recognisers, [default_recogniser(model, AdaptConfig())], [model])
     lpips = load_lpips(path=config.lpips_backbone)
     settings = {**settings_of(config, model, people, recognisers), "lpips": lpips is not None}
     folder = Path(config.work_dir) / digest(settings)
@@ -157,29 +157,6 @@ def assert_disjoint(measured: People, trained: People) -> None:
             raise DataError(f"{photo.path}: the same photo was in training as {seen[photo.sha256]}; remove one")
 
 
-def say_who_is_in_losses(scorers: Mapping[str, Any], losses: Iterable[Recogniser | None],
-                         models: Iterable[Any] = ()) -> None:
-    """Raises ConfigError when a scorer is a recogniser of the losses, those that trained the models included (their
-    cards say which), and its label does not own up to it."""
-    names = {one.name for one in losses if one is not None}
-    for model in models:
-        names |= set(recognisers_of_card({"recogniser": "embedded", **getattr(model, "card", {})}))
-    for label, net in scorers.items():
-        if getattr(net, "name", None) in names and IN_LOSSES not in label:
-            raise ConfigError(
-                f"recogniser '{label}' is also in the losses, so its figures flatter; score with another "
-                f"one, or say '{label} ({IN_LOSSES})'"
-            )
-
-
-def recognisers_of_card(card: Mapping[str, Any]) -> Iterator[str]:
-    """Names of the recognisers that a model was trained with, also before its last training."""
-    for key, value in card.items():
-        if isinstance(value, Mapping):
-            yield from recognisers_of_card(value)
-        elif key in ("recogniser", "loss_recogniser") and value:
-            yield Path(value).name.split(".")[0]
-
 # What a config may say without changing any number, or says by a path of this machine.
 NOT_SETTINGS = {"model", "data", "split_file", "trained_on", "trained_parts", "work_dir", "output", "progress",
                 "lpips_backbone", "recognisers", "batch_size", "preview", "max_people"}  # fmt: skip
@@ -202,24 +179,24 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def network_fingerprint(net: Any) -> str:
-    """A recogniser's name and twelve hex digits of the SHA-256 over its weights, as far as they lie in torch."""
-    state, digest = net.state_dict() if isinstance(net, torch.nn.Module) else {}, hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
-    return f"{getattr(net, 'name', 'unnamed')} {digest.hexdigest()[:12]}"
+# What changes no number of a record: commands, pages, and what is made of records later.
+NO_NUMBERS = ("__main__.py", "cli.py", "demo.py", "doctor.py", "check/", "evaluate/report.py",
+              "evaluate/curve_report.py", "evaluate/statistics.py", "evaluate/folders.py")  # fmt: skip
 
 
-def code_fingerprint(*more: str) -> str:
-    """Twelve hex digits of the SHA-256 over all source that can change a number: records never outlive their code.
+def code_fingerprint() -> str:
+    """Twelve hex digits of the SHA-256 over all source that can change a number: records never outlive their code."""
+    digest = hashlib.sha256()
+    for name, path in sorted(sources().items()):
+        digest.update(name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
-    more: names of further files of this package that take part.
-    """
+
+def sources() -> dict[str, Path]:
+    """Every file of the package that can change a number, by its name in the package."""
     package = Path(__file__).resolve().parents[1]
-    rooms = ("adaptation", "degrade", "faces", "gpen", "identities", "losses", "person", "recognise", "restore")
-    files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))] + [package / "model.py"]
-    files += [package / "evaluate" / name for name in ("engine.py", "metrics.py", "tasks.py", *more)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    found = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    return {name: path for name, path in found.items() if not name.startswith(NO_NUMBERS)}
 
 
 def preview_path(folder: Path, person: str, degradation: str, method: str, shots: int = 0) -> Path:

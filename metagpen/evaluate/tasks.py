@@ -121,6 +121,15 @@ def measurable(people: People, shots: int, size: int, seeds: Sequence[int] = (0,
     return people.select(kept)
 
 
+def apart(episode: Episode) -> Episode:
+    """Itself. Raises DataError when a query is, byte for byte, also a support photo."""
+    support = {photo.sha256: photo.path for photo in episode.support}
+    for photo in episode.query:
+        if photo.sha256 in support:
+            raise DataError(f"{photo.path}: the same photo as {support[photo.sha256]}, a support photo; remove one")
+    return episode
+
+
 def load_support(people: People, person: str, shots: int, size: int, seed: int = 0) -> Tensor:
     """The support crops [shots, 3, size, size] of a person."""
     episode = fixed_episode(people, person, shots, seed, largest=shots)
@@ -141,8 +150,8 @@ def load_task(
     max_queries: int | None = None,
     min_queries: int = 2,
 ) -> Task:
-    """Support and queries of a person at the model's size."""
-    episode = draw(people, person, shots, size, seed, max_queries, min_queries)
+    """Support and queries of a person at the model's size. Raises DataError for a photo that is both, byte for byte."""
+    episode = apart(draw(people, person, shots, size, seed, max_queries, min_queries))
     crops, landmarks = zip(*(load_crop(photo, size) for photo in episode.query))
     support = load_photos(episode.support, size)
     names = tuple(photo.path.name for photo in episode.query)
