@@ -38,6 +38,7 @@ class MetaGPEN(nn.Module):
         self._fingerprint: str | None = None
         self._random_bases: dict[tuple[int, torch.device, torch.dtype], DecoderBases] = {}
         self._last_mixtures = LastMixtures()
+        self.register_load_state_dict_post_hook(other_weights)
 
     @property
     def size(self) -> int:
@@ -55,7 +56,8 @@ class MetaGPEN(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and float32 values: the same for the same weights on any device."""
+        """SHA-256 over names, shapes and float32 values: the same for the same weights on any device. Kept, so call
+        `weights_changed` after writing to weights by hand."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for name, value in sorted(self.state_dict().items()):
@@ -63,6 +65,10 @@ class MetaGPEN(nn.Module):
                 digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def weights_changed(self) -> None:
+        """Forget what was computed from the weights; `load_state_dict` does it by itself."""
+        self._fingerprint, self._last_mixtures = None, LastMixtures()
 
     def frozen(self) -> MetaGPEN:
         """Itself, in eval mode and without parameter gradients."""
@@ -104,7 +110,8 @@ class MetaGPEN(nn.Module):
             return self.bases.of(rank)
         key = rank, self.device, self.dtype
         if key not in self._random_bases:
-            self._random_bases[key] = DecoderBases.random(self.gpen, rank)
+            with torch.inference_mode(False):  # kept for those who learn, too
+                self._random_bases[key] = DecoderBases.random(self.gpen, rank)
         return self._random_bases[key].of(rank)
 
     def check_faces(self, images: Tensor) -> None:
@@ -190,8 +197,14 @@ class MetaGPEN(nn.Module):
         plain = {name: value for name, value in tensors.items() if not (rule and name.startswith("rule."))}
         if problems := differences(plain, shapes(empty.state_dict())):
             raise CheckpointError(f"it has {problems}")
-        gpen = GPEN(**arguments)
-        model = cls(gpen, IdentityStart(**start) if start else None, card,
-                    InnerRule.from_dict(gpen, rule) if rule else None, DecoderBases(gpen, rank) if rank else None)
+        with torch.random.fork_rng(devices=[]):  # what the file fills, the caller's dice need not
+            gpen = GPEN(**arguments)
+            model = cls(gpen, IdentityStart(**start) if start else None, card,
+                        InnerRule.from_dict(gpen, rule) if rule else None, DecoderBases(gpen, rank) if rank else None)
         model.load_state_dict(tensors)
         return model
+
+
+def other_weights(model: MetaGPEN, _: Any) -> None:
+    """After `load_state_dict`. A function by name, so that a model can be pickled."""
+    model.weights_changed()

@@ -23,6 +23,7 @@ from metagpen.adaptation.loop import Objective, draw, mirror
 from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd
 from metagpen.adaptation.recorded import RecordedSteps
 from metagpen.errors import ConfigError, PhotoError
+from metagpen.faces import FFHQ_LANDMARKS
 from metagpen.gpen.discriminator import Discriminator
 from metagpen.person import AdapterSpec
 from metagpen.person.rule import InnerRule, RuleConfig
@@ -69,6 +70,44 @@ def test_a_trainable_model_is_left_trainable_and_without_gradients(tiny_model, t
     tiny_model.requires_grad_(True)
     adapt(tiny_model, faces(2), steps=2, config=FAST, recogniser=tiny_recogniser)
     assert all(p.requires_grad and p.grad is None for p in tiny_model.parameters())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_people_are_learned_in_any_gradient_mode(tiny_model, tiny_recogniser, mode):
+    critic, config = Discriminator(16, 1, 0.03125), FAST.model_copy(update={"adversarial_steps": 1})
+    expected = adapt(tiny_model, faces(2), 2, config=config, recogniser=tiny_recogniser, critic=critic)
+    with mode():
+        inside = adapt(tiny_model, faces(2), 2, config=config, recogniser=tiny_recogniser, critic=critic)
+        several = adapt_many(tiny_model, {"a": faces(2), "b": faces(1)}, 1, config=FAST, recogniser=tiny_recogniser)
+        assert not torch.is_grad_enabled()
+    assert equal(expected, inside) and len(several) == 2 and torch.is_grad_enabled()
+
+
+def test_who_restores_in_inference_mode_can_learn_afterwards(tiny_model, tiny_recogniser):
+    """The random filters of a model without its own are kept from one to the other."""
+    person = adapt(tiny_model, faces(2), 0, config=FAST, recogniser=tiny_recogniser)
+    with torch.inference_mode():
+        person.restore_batch(torch.stack(faces(2)))
+    assert person.spec.decoder_rank and tiny_model._random_bases
+    adapt(tiny_model, faces(2), 1, config=FAST, recogniser=tiny_recogniser)
+
+
+def test_the_callers_dice_are_left_alone():
+    before = torch.random.get_rng_state()
+    model = metagpen.load("embedded")
+    adapt(model, torch.zeros(1, 3, 128, 128), 0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_nobodys_steps_depend_on_how_large_another_face_is(tiny_recogniser):
+    """A recogniser that looks at faces more coarsely than they are samples everybody's as finely."""
+    side = 48
+    crops, marks = torch.stack(faces(4, size=side)), torch.from_numpy(FFHQ_LANDMARKS * side).float().repeat(4, 1, 1)
+    large = side / 2 + 1.6 * (marks[:2] - side / 2)
+    alone = tiny_recogniser.embed(crops[:2], marks[:2])
+    beside = tiny_recogniser.embed(crops, torch.cat([marks[:2], large]))[:2]
+    torch.testing.assert_close(alone, beside, rtol=0, atol=1e-6)
+    assert not torch.allclose(tiny_recogniser.embed(crops[:2], large), alone, atol=1e-3)
 
 
 def test_many_at_once_equal_one_at_a_time(tiny_model, tiny_recogniser):
@@ -147,8 +186,15 @@ def test_the_largest_seed_is_one_and_the_next_is_refused(tiny_model, tiny_recogn
 
 
 def test_sgd_learns_too(tiny_model, tiny_recogniser):
-    config = FAST.model_copy(update={"optimiser": "sgd"})
-    assert not equal(*(adapt(tiny_model, faces(2), steps=s, config=config, recogniser=tiny_recogniser) for s in (0, 2)))
+    config = FAST.model_copy(update={"optimiser": "sgd", "lr_latent": 0.3, "lr_tail": 0.1})
+    photos = faces(2)
+    objective = Objective(tiny_model, config, tiny_recogniser, None)
+    support = draw([album(photos, 16)], objective.degradation, config.model_copy(update={"batch_size": 16}),
+                   [torch.Generator().manual_seed(5)])
+    with torch.no_grad():
+        before, after = (float(objective(adapt(tiny_model, photos, steps=steps, config=config,
+                                               recogniser=tiny_recogniser).parameters, *support)) for steps in (0, 8))
+    assert after < before
 
 
 def test_the_start_is_told_embeddings_of_its_own_recogniser(tiny_model, tiny_recogniser):

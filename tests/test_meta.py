@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from metagpen.errors import ConfigError
 from metagpen.gpen import layers
 from metagpen.graphs import WARM_UP
 from metagpen.meta import ENGINES, OUTER_LOOPS, Problem, Progress
-from metagpen.meta.engines import batched, batched_reference
+from metagpen.meta.engines import batched, batched_reference, import_learn2learn
 from metagpen.meta.multi_step import step_weights
 from metagpen.meta.problem import MetaGradient, through_the_steps
 from metagpen.meta.recorded import RecordedGradient
@@ -247,6 +248,13 @@ def test_adam_inside_in_first_order_and_not_in_second(smooth):
     for name in ("higher", "learn2learn"):
         with pytest.raises(ConfigError, match="use engine: batched"):
             through_the_steps(problem, engine_called(name), False)
+
+
+def test_learn2learn_is_imported_without_a_trace_of_what_it_lacks():
+    """Empty modules let its algorithms be imported; who wants the real ones later must not find those."""
+    engine_called("learn2learn")
+    assert import_learn2learn().MetaSGD is import_learn2learn().MetaSGD
+    assert not {"learn2learn.vision", "learn2learn.gym", "learn2learn.text", "learn2learn.data"} & sys.modules.keys()
 
 
 def test_an_unknown_kind_of_parameter_is_refused():

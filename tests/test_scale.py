@@ -201,7 +201,7 @@ def test_impossible_combinations(learn, store, tiny_model):
 def test_a_store_that_cannot_be_filled_is_refused_before_anybody_is_learned(learn, store, tmp_path, tiny_model,
                                                                             monkeypatch):
     other = copy.deepcopy(tiny_model)
-    other._fingerprint = None
+    other.weights_changed()
     with torch.no_grad():
         other.gpen.final_linear[0].bias.add_(1)
     monkeypatch.setattr(loop, "learn", None)

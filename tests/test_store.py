@@ -1,5 +1,6 @@
 """People in a folder, small Persons, and restoring photos of different people at once."""
 
+import dataclasses
 import multiprocessing
 import threading
 
@@ -232,6 +233,21 @@ def test_photos_of_different_people_in_one_batch_equal_one_at_a_time(tiny_model,
         together = restore_many(tiny_model, persons, images, strength, batch=batch)
         torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-5)
     assert metagpen.restore_many is restore_many
+
+
+def test_people_of_one_spec_and_other_ranks_are_restored_together(tiny_model):
+    """A side of 16 numbers holds no rank of 20: of two people of that spec one may have factors and the other not."""
+    whole = person_of(tiny_model, 0, AdapterSpec(1, 20))
+    lower = dataclasses.replace(whole, parameters={
+        name: value[..., :15] if name.endswith(".up") and value.shape[-1] > 15
+        else value[:, :15] if name.endswith(".down") and value.shape[1] > 15 else value
+        for name, value in whole.parameters.items()})
+    shapes = [[value.shape for value in one.parameters.values()] for one in (whole, lower)]
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    persons = [whole, lower, whole, lower]
+    alone = torch.cat([one.restore_batch(image[None]) for one, image in zip(persons, images, strict=True)])
+    assert shapes[0] != shapes[1]
+    torch.testing.assert_close(restore_many(tiny_model, persons, images), alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision, near", [(torch.float64, 1e-5), (torch.float16, 0.02), (torch.bfloat16, 0.2)])

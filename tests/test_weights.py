@@ -1,6 +1,8 @@
 """Reading checkpoints: ours, every GPEN layout, and files that are neither."""
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -63,6 +65,21 @@ def test_our_file_keeps_start_card_and_fingerprint(tiny_model, tmp_path):
     assert not any(p.requires_grad for p in model.parameters()) and not model.training
     identity = torch.randn(2, 8)
     assert torch.equal(model.start(identity), halved.start(identity))
+
+
+def test_other_weights_are_another_model(tiny_model):
+    """A Person of the weights before must not pass for one of those that were loaded over them."""
+    before = tiny_model.fingerprint
+    state = {name: value + 1 for name, value in tiny_model.state_dict().items()}
+    copy.deepcopy(tiny_model).load_state_dict(state)
+    assert tiny_model.fingerprint == before
+    tiny_model.load_state_dict(state)
+    after = tiny_model.fingerprint
+    assert after != before and pickle.loads(pickle.dumps(tiny_model)).fingerprint == after
+    with torch.no_grad():
+        tiny_model.gpen.final_linear[0].bias.add_(1)
+    tiny_model.weights_changed()
+    assert tiny_model.fingerprint not in (before, after)
 
 
 def test_a_saved_model_is_rounded_and_never_to_infinity(tiny_model, tmp_path):

@@ -33,6 +33,8 @@ def refine(model: MetaGPEN, albums: Sequence[Album], parameters: Parameters, con
     return {name: torch.cat([one[name] for one in refined]) for name in parameters}
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def refine_one(model: MetaGPEN, own: Album, parameters: Parameters, config: AdaptConfig,
                recogniser: recognise.Recogniser | None, critic: Discriminator) -> Parameters:
     from .loop import Objective, draw, last_rates, placed

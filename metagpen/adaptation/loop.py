@@ -258,6 +258,8 @@ def people_that_fit(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.
     return max(1, min(most, free_memory(model.device) // 2 // bytes_per_person(model, config, recogniser)))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def bytes_per_person(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None) -> int:
     """Memory of a gradient step per person: twice what the loss of one grey photo keeps for its gradients, the other
     half being for what is computed on the way."""
@@ -338,6 +340,8 @@ def mean_appearances(model: MetaGPEN, albums: Sequence[Album]) -> Tensor | None:
                         for own in albums])
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogniser: recognise.Recogniser | None,
           identities: Tensor | None, progress: bool = False) -> Parameters:
     """The inner loop for P people at once; parameters with leading dimension P, detached.

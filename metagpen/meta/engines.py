@@ -156,13 +156,16 @@ def learn2learn(problem: Problem, leaves: Parameters, rates: Sequence[StepRates]
 def import_learn2learn() -> Any:
     """learn2learn's algorithms. Its package imports vision, gym and text parts that want a dozen other packages;
     empty modules in their place let the algorithms, which need torch alone, be imported."""
+    parts = [f"learn2learn.{part}" for part in ("vision", "gym", "text", "data", "data.transforms")]
+    empty = {name: ModuleType(name) for name in parts if name not in sys.modules}
     try:
-        for part in ("vision", "gym", "text", "data", "data.transforms"):
-            name = f"learn2learn.{part}"
-            sys.modules.setdefault(name, ModuleType(name))
+        sys.modules.update(empty)
         from learn2learn import algorithms
     except ImportError as error:
         raise ConfigError(f"engine: learn2learn needs that package ({error}): make setup-learn2learn") from error
+    finally:
+        for name in empty:  # so that whoever wants the real ones can have them
+            del sys.modules[name]
     return algorithms
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from .adapter import AdapterSpec
 from .person import Person
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
     persons: one for each image, in any order, the same one as often as they have photos. strength: one for all, or one
     for each image; those at 0 get the generic model. batch: most images in a pass, which is what bounds memory.
 
-    Equal to one at a time up to float rounding. Persons of another AdapterSpec go in a pass of their own. Raises
+    Equal to one at a time up to float rounding. Persons of another shape go in a pass of their own. Raises
     PhotoError for other shapes, CheckpointError for a Person of another model, ConfigError for strengths outside
     [0, 1] or counts that differ.
     """
@@ -67,10 +66,12 @@ def check(model: MetaGPEN, persons: Sequence[Person], images: int, strength: flo
 
 
 def passes(persons: Sequence[Person], strengths: Sequence[float], batch: int) -> Iterator[list[int]]:
-    """Indices of the images that go through the network together: one spec or the generic model, people adjacent."""
-    groups: dict[AdapterSpec | None, dict[int, list[int]]] = {}
+    """Indices of the images that go through the network together: the generic model, or one spec and parameters of the
+    same shapes (factors may be of lower rank than the spec says), people adjacent."""
+    groups: dict[Any, dict[int, list[int]]] = {}
     for i, person in enumerate(persons):
-        groups.setdefault(person.spec if strengths[i] else None, {}).setdefault(id(person), []).append(i)
+        shape = (person.spec, *(value.shape for value in person.parameters.values())) if strengths[i] else None
+        groups.setdefault(shape, {}).setdefault(id(person), []).append(i)
     for group in groups.values():
         indices = [i for own in group.values() for i in own]
         for first in range(0, len(indices), batch):

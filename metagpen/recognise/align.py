@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..faces.align import FFHQ_LANDMARKS
+
 # ArcFace's template on its 112 x 112 input: eyes, nose, mouth corners (image left first), x and y in pixels.
 ARCFACE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 
@@ -67,8 +69,7 @@ def view(landmarks: Tensor, template: Tensor, size: tuple[int, int], crop: tuple
     with torch.autocast(landmarks.device.type, enabled=False):  # in bfloat16 points would move by half a pixel
         landmarks = landmarks.float()
         inverse = similarity(template.to(landmarks).expand(len(landmarks), -1, -1), landmarks)
-        # Where the output is coarser than the input, sample finer and average, or fine detail would alias.
-        finer = math.ceil(inverse[:, :, 0].norm(dim=1).max().item() - 1e-3)
+        finer = samples_per_pixel(template, crop)
         # theta maps output coordinates in [-1, 1] to input coordinates in [-1, 1]; both count from pixel edges.
         half_output = landmarks.new_tensor([size[1] / 2, size[0] / 2])
         half_input = landmarks.new_tensor([crop[1] / 2, crop[0] / 2])
@@ -77,6 +78,15 @@ def view(landmarks: Tensor, template: Tensor, size: tuple[int, int], crop: tuple
     with torch.autocast(device.type, enabled=False):
         shape = [len(theta), 1, size[0] * finer, size[1] * finer]
         return View(F.affine_grid(theta.to(device, non_blocking=True), shape, align_corners=False), size)
+
+
+def samples_per_pixel(template: Tensor, crop: tuple[int, int]) -> int:
+    """How many samples along an axis make a pixel of the view. Where it is coarser than the crop, one would alias fine
+    detail. It follows from where FFHQ's alignment puts a face, whoever it is: nobody's view depends on who shares the
+    batch."""
+    usual = torch.tensor(FFHQ_LANDMARKS, dtype=torch.float32)[None] * crop[1]
+    scale = similarity(template.detach().float().cpu()[None], usual)[0, :, 0].norm()
+    return max(1, math.ceil(float(scale) - 1e-3))
 
 
 def resample(images: Tensor, where: View) -> Tensor:

@@ -18,6 +18,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".xml", ".onnx")
 WRAPPERS = ("state_dict", "net_state_dict", "model_state_dict", "model", "net", "backbone")
 
 
+@torch.inference_mode(False)  # one that was loaded there can be in a loss elsewhere
 def load(name: str | Path = EMBEDDED, device: str | torch.device = "cpu") -> Recogniser:
     """A frozen recogniser on `device`.
 
@@ -40,6 +41,11 @@ def load(name: str | Path = EMBEDDED, device: str | torch.device = "cpu") -> Rec
 
 
 def from_file(path: Path) -> Recogniser:
+    with torch.random.fork_rng(devices=[]):  # what the file fills, the caller's dice need not
+        return network_of(path)
+
+
+def network_of(path: Path) -> Recogniser:
     kind = path.suffix.lower()
     if kind == ".xml":
         try:

@@ -57,6 +57,7 @@ def reduction(size: int, side: int) -> tuple[Tensor, Tensor]:
     """
     if not 1 <= side <= size:
         raise ConfigError(f"side = {side}: the null space of a {size} px model needs 1 to {size} pixels")
-    lines = torch.eye(size, dtype=torch.float64)[None, None]
-    forward = F.interpolate(lines, (side, size), mode="bicubic", antialias=True, align_corners=False)[0, 0]
-    return forward, torch.linalg.pinv(forward)
+    with torch.inference_mode(False):  # kept for those who take gradients, too
+        lines = torch.eye(size, dtype=torch.float64)[None, None]
+        forward = F.interpolate(lines, (side, size), mode="bicubic", antialias=True, align_corners=False)[0, 0]
+        return forward, torch.linalg.pinv(forward)

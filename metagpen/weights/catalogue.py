@@ -82,9 +82,8 @@ def fetch(name: str, timeout: float = 30.0) -> Path:
         if abs(temporary.stat().st_size / 1e6 - entry.megabytes) > 0.05 * entry.megabytes:
             raise CheckpointError(f"{name}: the download has {temporary.stat().st_size / 1e6:.1f} MB instead of "
                                   f"{entry.megabytes:g} MB; try again later, or fetch {entry.file} by hand")
-        digest = sha256(temporary)
+        recorded.write_text(sha256(temporary) + "\n")  # first: a file that is there is always checked
         temporary.replace(path)
-        recorded.write_text(digest + "\n")
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise CheckpointError(f"{name} could not be downloaded ({getattr(error, 'reason', error)}); without a network, "
                               f"put {entry.file} into {path.parent} or give its path") from error

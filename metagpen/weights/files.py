@@ -19,6 +19,7 @@ EMBEDDED = "embedded_128.safetensors"
 WRAPPERS = ("g_ema", "params_ema", "params", "g", "state_dict")  # what training scripts wrap a generator in; in order
 
 
+@torch.inference_mode(False)  # a model that was loaded there can learn people elsewhere
 def load(source: str | Path = "embedded", device: str | torch.device = "cpu") -> MetaGPEN:
     """A restorer, frozen and ready to adapt.
 
@@ -81,7 +82,8 @@ def gpen_from_state(state: dict[str, Tensor], path: str | Path = "checkpoint") -
         raise CheckpointError(f"{path}: no GPEN can have {arguments}, which its tensors say") from error
     if problems := differences(state, shapes(gpen.state_dict())):
         raise CheckpointError(f"{path}: looks like a GPEN with {arguments}, but has {problems}")
-    gpen = GPEN(**arguments)
+    with torch.random.fork_rng(devices=[]):  # what the file fills, the caller's dice need not
+        gpen = GPEN(**arguments)
     gpen.load_state_dict({key: value.float() for key, value in state.items()})
     return gpen
 
