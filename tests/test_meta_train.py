@@ -51,17 +51,6 @@ def config(tmp_path, monkeypatch, tiny_model, tiny_recogniser) -> meta.MetaConfi
                                     "bf16": False, "degradation": {"heavy": {"face_px": [4, 8]}}}})
 
 
-@pytest.fixture(autouse=True)
-def aligned_queries(monkeypatch):
-    """The random pictures show no face to detect: count them as aligned crops, as listed landmarks would."""
-    from metagpen.evaluate import tasks
-    from metagpen.faces import FFHQ_LANDMARKS, load_photo, to_tensor
-
-    def load_crop(photo, size):
-        return to_tensor(load_photo(photo.path)), torch.as_tensor(FFHQ_LANDMARKS * size).float()
-    monkeypatch.setattr(tasks, "load_crop", load_crop)
-
-
 def series(config: meta.MetaConfig) -> dict[int, tuple]:
     """By step: what was logged, without timings. A step repeated after a kill must be logged alike."""
     found: dict[int, tuple] = {}

@@ -58,22 +58,24 @@ def derangement(names: Sequence[str], seed: int = 0) -> dict[str, str]:
     return dict(zip(order, order[1:] + order[:1]))
 
 
-def load_crop(photo: Photo, size: int) -> tuple[Tensor, Tensor]:
+def load_crop(photo: Photo, size: int, aligned: bool = False) -> tuple[Tensor, Tensor]:
     """An aligned crop [3, size, size] in [-1, 1] (antialiased bicubic) and its landmarks [5, 2].
 
-    A photo that comes with landmarks is an aligned crop already; any other is detected and aligned first.
+    A photo that comes with landmarks is an aligned crop already; any other is detected and aligned first, or, aligned
+    saying that all are, has FFHQ's mean landmarks.
     """
-    if photo.landmarks is None:
+    if photo.landmarks is None and not aligned:
         face = faces.single_face(photo.path, size)
         return faces.to_tensor(face.image), torch.as_tensor(face.landmarks, dtype=torch.float32)
     image = photo.load()
     if image.width != image.height:
-        raise DataError(
-            f"{photo.path}: {image.width} x {image.height}; a photo with listed landmarks must be a square aligned crop"
-        )
+        why = "it counts as an aligned crop, which" if photo.landmarks is None else "a photo with listed landmarks"
+        raise DataError(f"{photo.path}: {image.width} x {image.height}; {why} must be square")
     crop = faces.to_tensor(image)[None]
     if image.width != size:
         crop = F.interpolate(crop, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    if photo.landmarks is None:
+        return crop[0], torch.as_tensor(faces.FFHQ_LANDMARKS * size, dtype=torch.float32)
     return crop[0], torch.as_tensor(photo.landmarks, dtype=torch.float32).reshape(5, 2) * (size / image.width)
 
 
@@ -136,9 +138,9 @@ def load_support(people: People, person: str, shots: int, size: int, seed: int =
     return load_photos(episode.support, size)
 
 
-def load_photos(photos: Sequence[Photo], size: int) -> Tensor:
+def load_photos(photos: Sequence[Photo], size: int, aligned: bool = False) -> Tensor:
     """Their crops [N, 3, size, size]."""
-    return torch.stack([load_crop(photo, size)[0] for photo in photos])
+    return torch.stack([load_crop(photo, size, aligned)[0] for photo in photos])
 
 
 def load_task(
@@ -149,11 +151,13 @@ def load_task(
     seed: int = 0,
     max_queries: int | None = None,
     min_queries: int = 2,
+    aligned: bool = False,
 ) -> Task:
-    """Support and queries of a person at the model's size. Raises DataError for a photo that is both, byte for byte."""
+    """Support and queries of a person at the model's size; aligned: see `load_crop`. Raises DataError for a photo that
+    is both, byte for byte."""
     episode = apart(draw(people, person, shots, size, seed, max_queries, min_queries))
-    crops, landmarks = zip(*(load_crop(photo, size) for photo in episode.query))
-    support = load_photos(episode.support, size)
+    crops, landmarks = zip(*(load_crop(photo, size, aligned) for photo in episode.query))
+    support = load_photos(episode.support, size, aligned)
     names = tuple(photo.path.name for photo in episode.query)
     return Task(person, support, torch.stack(crops), torch.stack(landmarks), names)
 

@@ -351,9 +351,10 @@ class Trainer:
         rank = self.config.inner.decoder_rank
         if not rank:
             raise ConfigError("start_mixtures: with inner.decoder_rank 0 people have no mixtures; give it a rank")
-        torch.manual_seed(self.config.seed)
         channels = [layer.conv.weight.shape[1] for layer in model.gpen.generator.styled]
-        return MixtureHead(model.start.hidden, channels, rank, self.config.start_mixtures)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return MixtureHead(model.start.hidden, channels, rank, self.config.start_mixtures)
 
     def _groups(self) -> dict[str, dict[str, Tensor]]:
         """What is learned, by group and name; asks for their gradients."""
@@ -476,15 +477,16 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """On watched people, with the averaged model: gains of WATCHED over generic, by inner steps."""
         config, model = self.config, self.average.module
-        model._fingerprint = None
+        model.weights_changed()
         shots, figures, rows = config.shots[1], {}, []
         followed = AdaptConfig(**config.inner.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
         if config.inner.cuda_graphs is False:  # which no file of a run holds
             followed = followed.model_copy(update={"cuda_graphs": False})
         for name in list(self.data.watched)[:config.validate_people]:
-            task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries)
+            task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries,
+                                   aligned=True)  # as `load_crops` says that all photos of a training are
             score = Scorer(task, {"scorer": self.scorer}, self.lpips)
-            persons = {steps: adapt(model, task.support, steps, seed=config.seed, config=followed,
+            persons = {steps: adapt(model, task.support, steps, seed=tasks.draws_of(name, config.seed), config=followed,
                                     recogniser=self.recogniser) for steps in self.validate_steps}
             for kind, degradation in self.degradations.items():
                 poor = tasks.damage(task, kind, degradation, config.seed).to(self.device)
