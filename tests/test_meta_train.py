@@ -390,6 +390,7 @@ def test_the_command_trains_and_goes_on_in_two_processes_as_in_one(tmp_path):
 
 @pytest.mark.parametrize("change, error, message", [
     ({"loop": "mamml"}, ConfigError, "loop: 'mamml' is none of"),
+    ({"loop": "maml"}, ConfigError, "loop: maml in first order is fomaml; take loop: fomaml, or first_order: false"),
     ({"engine": "hire"}, ConfigError, "engine: 'hire' is none of"),
     ({"shots": (8, 9)}, DataError, "no training person has 8 photos"),
     ({"shots": (3, 2)}, ConfigError, "shots: .* is no range"),

@@ -304,6 +304,9 @@ class Trainer:
         self.folder, self.device = Path(config.output_dir), torch.device(config.device)
         self.rank, self.world = process_of_run(config.device)
         self.loop, self.engine = choose(OUTER_LOOPS, "loop", config.loop), choose(ENGINES, "engine", config.engine)
+        if config.loop == "maml" and config.first_order:
+            raise ConfigError("loop: maml in first order is fomaml; take loop: fomaml, or first_order: false beside "
+                              "inner.optimiser: sgd")
         self.step, self.best, self.validated, self.base = 0, float("-inf"), 0, model.fingerprint
         self.degradations, self.lpips = named_degradations(config.validate_degradations), load_lpips()
         self.model = self._with_rule(model).to(self.device)
