@@ -18,13 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import metagpen
-from metagpen.adaptation import AdaptConfig, adapt, adapt_many, album, loop
+from metagpen.adaptation import AdaptConfig, adapt, adapt_many, adversarial, album, loop
 from metagpen.adaptation.loop import Objective, draw, mirror
 from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd
 from metagpen.adaptation.recorded import RecordedSteps
 from metagpen.errors import ConfigError, PhotoError
 from metagpen.faces import FFHQ_LANDMARKS
 from metagpen.gpen.discriminator import Discriminator
+from metagpen.losses import generator_loss
 from metagpen.person import AdapterSpec
 from metagpen.person.rule import InnerRule, RuleConfig
 from metagpen.recognise.align import View
@@ -152,6 +153,33 @@ def test_stage_two_moves_the_person_and_not_the_critic(tiny_model, tiny_recognis
     assert all(torch.equal(state[k], v) for k, v in critic.state_dict().items())
     with pytest.raises(ConfigError, match="needs a critic"):
         adapt(tiny_model, faces(1), steps=1, config=config, recogniser=tiny_recogniser)
+
+
+def test_stage_two_pleases_the_critic_that_it_is_given(tiny_model, tiny_recogniser):
+    """With little but the critic to please, and a critic that does not learn, its verdict on the person rises."""
+    torch.manual_seed(1)
+    critic, photos = Discriminator(16, 1, 0.03125), torch.stack(faces(4))
+    config = FAST.model_copy(update={"adversarial": 100.0, "lr_critic": 0.0, "identity": 0.0, "perceptual": 0.0,
+                                     "lr_latent": 0.3, "eta_min": 1.0})
+    poor = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(photos, 4), scale_factor=4.0)
+
+    def verdict(steps: int) -> float:
+        person = adapt(tiny_model, photos, 0, config=config.model_copy(update={"adversarial_steps": steps}),
+                       recogniser=tiny_recogniser, critic=critic)
+        with torch.no_grad():
+            return float(generator_loss(critic(person.restore_batch(poor))).mean())
+
+    assert verdict(8) < verdict(0)
+
+
+def test_the_critics_last_layers_alone_learn_in_stage_two(tiny_model, tiny_recogniser, monkeypatch):
+    critic, copies, plain = Discriminator(16, 1, 0.03125), [], adversarial.critic_step
+    monkeypatch.setattr(adversarial, "critic_step", lambda own, *rest: copies.append(own) or plain(own, *rest))
+    adapt(tiny_model, faces(2), 0, config=FAST.model_copy(update={"adversarial_steps": 2}), recogniser=tiny_recogniser,
+          critic=critic)
+    before, after = critic.state_dict(), copies[0].state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"final_conv", "final_linear"}
 
 
 def test_stage_two_goes_on_at_the_rates_of_the_rule(tiny_model, tiny_recogniser):
