@@ -102,6 +102,17 @@ def test_work_is_counted():
         2 * x.nbytes + taps.nbytes)
 
 
+def test_a_compiled_step_is_the_step_of_its_way(monkeypatch):
+    """What would be compiled runs as it is: then either way's compiled step is its plain one."""
+    inner, compiled = script("inner_step"), []
+    monkeypatch.setattr(inner, "fused", lambda function, wanted: compiled.extend([function] * wanted) or function)
+    ways = inner.Case(inner.QUICK[0], torch.device("cpu")).ways(["float32"], compiled=True)
+    assert compiled == [inner.published_gpen.restore, personal_forward]
+    for way in inner.WAYS:
+        plain, fast = (ways[what, way, "float32"]() for what in ("step", "compiled step"))
+        assert all(torch.equal(plain[name], fast[name]) for name in plain)
+
+
 def test_a_straight_line_is_found():
     rows = [{"people": n, "seconds": 2.0 + 0.25 * n} for n in (10, 100, 1000)]
     fitted = script("many_people").line(rows)
