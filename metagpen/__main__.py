@@ -1,6 +1,17 @@
-"""`python -m metagpen` is the `metagpen` command."""
+"""The `metagpen` command, also as `python -m metagpen`."""
 
-from .cli import main
+import sys
+
+
+def main() -> None:
+    try:
+        from .cli import main as command
+
+        command()
+    except KeyboardInterrupt:  # while the command was being imported; later on it says so itself
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

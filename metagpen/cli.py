@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from .atomic import check_writable
 from .devices import pick_device
 from .errors import DataError, MetagpenError, PhotoError
 from .memory import keep_freed_memory
@@ -321,8 +322,11 @@ def people_folders(folder: Path, apart: str) -> dict[str, list[Path]]:
 
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
+    store = Path(apart).resolve()
+    if store.parent == folder.resolve() and store.is_dir() and photos_in(store):
+        raise DataError(f"{apart}: the store would lie among somebody's photos; give it a folder of its own")
     people = {own.name: photos_in(own) for own in sorted(folder.resolve().iterdir())
-              if own.is_dir() and not own.name.startswith(".") and own != Path(apart).resolve()}
+              if own.is_dir() and not own.name.startswith(".") and own != store}
     if not people:
         raise DataError(f"{folder}: no sub-folders; one per person is needed, with the photos in it")
     return people
@@ -440,13 +444,15 @@ def compare(
     from .evaluate import compare_folders
     from .evaluate.report import write_text
 
+    if output:
+        check_writable(output)
     figures = compare_folders(restored, truth, recogniser=recogniser, size=size, device=device)
     table = Table("metric", "mean")
     for metric, value in figures.items():
         table.add_row(metric, "not available" if value is None else f"{value:.4f}")
     out.print(table)
     if output:
-        write_text(output, json.dumps(figures, indent=1) + "\n")
+        write_text(output, json.dumps(figures, indent=1, allow_nan=False) + "\n")
 
 
 @command("Measure", "metagpen curve -c configs/curve_128.yml -s max_people=5")
@@ -493,6 +499,7 @@ def mine_identities(
     """Group photos of unnamed people by a recogniser, so that FFHQ has people with several photos."""
     from . import identities, recognise
 
+    check_writable(output)
     files = identities.find_photos(photos)
     cosine = identities.validated_threshold(recogniser, len(files)) if threshold is None else threshold
     where = pick_device(device)
@@ -612,8 +619,6 @@ def one_persons_files(paths: list[Path]) -> list[Path]:
 def check_output(file: Path, read: Iterable[Path]) -> None:
     """Before anything is learned: raises DataError for an output that is one of the files that are read, OSError for
     one that cannot be written."""
-    from .atomic import check_writable
-
     for other in read:
         if file.exists() and other.exists() and file.samefile(other):
             raise DataError(f"{file}: the output would replace {other}, which is read; give another --output")

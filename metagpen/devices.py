@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from .errors import DataError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 def pick_device(name: str) -> str:
@@ -19,11 +22,27 @@ def pick_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        there = torch.empty(0, device=name).device.type != "meta"  # which holds no numbers
     except (RuntimeError, AssertionError, ValueError):
-        raise DataError(f"device '{name}' is not available here; take auto or cpu") from None
+        there = False
+    if not there:
+        raise DataError(f"device '{name}' is not available here; take auto or cpu")
     return name
 
+
+def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, with gradients and in the precision that it sets itself, in the middle of whatever its caller is:
+    no_grad, inference_mode, autocast."""
+
+    @wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        import torch
+
+        with (torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False),
+              torch.autocast("cuda", enabled=False)):
+            return function(*args, **kwargs)
+
+    return inside
 
 
 @cache

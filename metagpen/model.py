@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ class MetaGPEN(nn.Module):
                 digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaGPEN:
+        """What `to`, `half` and the like do. The model stays the one it was in full precision: its people fit it."""
+        if fn(self.gpen.ecd0[0][0].weight.detach()[:0]).dtype != self.dtype:
+            self.fingerprint  # noqa: B018  (is kept)
+        return super()._apply(fn, recurse)
 
     def weights_changed(self) -> None:
         """Forget what was computed from the weights; `load_state_dict` does it by itself."""
@@ -132,7 +139,7 @@ class MetaGPEN(nn.Module):
     def restore(self, images: Tensor) -> Tensor:
         """The generic restoration of aligned faces [B, 3, S, S] in [-1, 1]; same shape, clamped to [-1, 1]."""
         images = self.faces(images)
-        return self.gpen(images, self.look(images)[1]).clamp(-1, 1)
+        return self.gpen(images, self.look(images)[1]).clamp(-1, 1).to(self.dtype)  # whatever autocast made of it
 
     @torch.no_grad()
     def restore_people(self, images: Tensor, parameters: Parameters, spec: AdapterSpec,
@@ -150,7 +157,7 @@ class MetaGPEN(nn.Module):
             mixed_weights = self._last_mixtures(self.gpen, bases, ups, strength)
         parameters = {name: value.to(images) for name, value in parameters.items()}
         return personal_forward(self.gpen, images, parameters, spec, strength, share=share, filling=filling,
-                                bases=bases, mixed_weights=mixed_weights).clamp(-1, 1)
+                                bases=bases, mixed_weights=mixed_weights).clamp(-1, 1).to(self.dtype)
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write one safetensors file: tensors, the arguments that shape them, and the card.

@@ -26,7 +26,7 @@ from metagpen.errors import ConfigError, PhotoError
 from metagpen.faces import FFHQ_LANDMARKS
 from metagpen.gpen.discriminator import Discriminator
 from metagpen.losses import generator_loss
-from metagpen.person import AdapterSpec
+from metagpen.person import AdapterSpec, restore_many
 from metagpen.person.rule import InnerRule, RuleConfig
 from metagpen.recognise.align import View
 from metagpen.schedule import warmup_cosine
@@ -82,6 +82,39 @@ def test_people_are_learned_in_any_gradient_mode(tiny_model, tiny_recogniser, mo
         several = adapt_many(tiny_model, {"a": faces(2), "b": faces(1)}, 1, config=FAST, recogniser=tiny_recogniser)
         assert not torch.is_grad_enabled()
     assert equal(expected, inside) and len(several) == 2 and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_people_are_learned_as_they_are_inside_autocast(tiny_model, tiny_recogniser, precision):
+    """And what they restore is in the model's precision, however it was computed."""
+    config = AdaptConfig(**{**FAST.model_dump(exclude_unset=True), "degradation": {"heavy": 0.5, "bsrgan": 0.5}})
+    expected = adapt(tiny_model, faces(2), 2, config=config, recogniser=tiny_recogniser)
+    with torch.autocast("cpu", precision):
+        inside = adapt(tiny_model, faces(2), 2, config=config, recogniser=tiny_recogniser)
+        images = torch.stack(faces(2))
+        for restored in (inside.restore_batch(images), tiny_model.restore(images),
+                         restore_many(tiny_model, [inside, expected], images)):
+            assert restored.dtype == torch.float32
+    assert equal(expected, inside)
+
+
+@pytest.mark.parametrize(("given", "message"), [({"config": {"steps": 1}}, "an AdaptConfig is needed, not dict"),
+                                                ({"recogniser": "embedded"}, "a Recogniser is needed, not its name")])
+def test_something_else_than_what_is_needed_is_refused(tiny_model, given, message):
+    with pytest.raises(ConfigError, match=message):
+        adapt(tiny_model, faces(1), 0, **given)
+
+
+@pytest.mark.parametrize("people", ["people", ["ada", "bob"]])
+def test_people_come_with_their_photos(tiny_model, tiny_recogniser, people):
+    with pytest.raises(ConfigError, match="names with their photos are needed"):
+        adapt_many(tiny_model, people, recogniser=tiny_recogniser)
+
+
+@pytest.mark.parametrize("key", ["l1", "identity", "latent_norm", "lr_latent", "lr_critic", "adversarial"])
+def test_no_weight_and_no_rate_is_negative(key):
+    with pytest.raises(ConfigError, match=key):
+        AdaptConfig.from_dict({key: -1})
 
 
 def test_who_restores_in_inference_mode_can_learn_afterwards(tiny_model, tiny_recogniser):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,9 +185,21 @@ def test_flags_become_overrides():
 def test_a_device_that_is_not_there(tmp_path):
     photo = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(photo)
-    for device in ("cuda:99", "gpu"):
+    for device in ("cuda:99", "gpu", "meta"):
         line = error_line("restore", "-i", photo, "-o", tmp_path / "b.png", "--device", device)
         assert f"device '{device}' is not available here" in line
+
+
+def test_interruption_before_there_is_a_command(monkeypatch, capsys):
+    from metagpen.__main__ import main
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "metagpen.cli", SimpleNamespace(main=interrupted))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 def test_interruption(monkeypatch):

@@ -575,6 +575,12 @@ def test_mining_groups_photos(tmp_path):
     assert embeddings.shape == (5, 3) and torch.allclose(embeddings.norm(dim=1), torch.ones(5))
 
 
+@pytest.mark.parametrize("threshold", [0, 1, 2, -5, float("nan")])
+def test_a_threshold_that_is_none_is_refused_before_anything_is_embedded(tmp_path, threshold):
+    with pytest.raises(DataError, match="a cosine between 0 and 1"):
+        mine_identities([Photo(tmp_path / "missing.png")], mean_colour, threshold)
+
+
 def test_the_command(tmp_path, tiny_recogniser, monkeypatch):
     monkeypatch.setattr("metagpen.recognise.load", lambda name, device: tiny_recogniser)
     for i, value in enumerate([250, 5, 250, 5]):

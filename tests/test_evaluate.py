@@ -641,7 +641,8 @@ def test_compare_folders(tmp_path, monkeypatch):
     found = compare_folders(restored, truth, size=64)
     assert found["psnr"] == pytest.approx(20 * math.log10(20), abs=0.1) and found["lpips"] is None
     assert found["identity"] < 1 and found["deg"] > 0
-    assert compare_folders(truth, truth, size=64)["ssim"] == pytest.approx(1)
+    same = compare_folders(truth, truth, size=64)
+    assert same["ssim"] == pytest.approx(1) and same["psnr"] == 100
     (truth / "1.png").unlink()
     with pytest.raises(DataError, match="no true face for 1.png"):
         compare_folders(restored, truth)
@@ -707,10 +708,18 @@ def test_a_perfect_restoration_can_be_written_down(people, tmp_path):
     report.write_json(tmp_path / "x.json", rows)
 
 
-@pytest.mark.parametrize("shots", [[], [0], [5, 0]])
-def test_nobody_is_measured_on_no_photo(shots):
-    with pytest.raises(ConfigError, match="shots"):
-        protocol.EvaluateConfig.from_dict({"data": "x", "shots": shots})
+@pytest.mark.parametrize(("key", "value"), [("shots", []), ("shots", [0]), ("shots", [5, 0]), ("recognisers", {}),
+                                            ("degradations", []), ("methods", [])])
+def test_something_is_to_be_measured(key, value):
+    with pytest.raises(ConfigError, match=key):
+        protocol.EvaluateConfig.from_dict({"data": "x", key: value})
+
+
+def test_figures_that_could_not_be_written_are_not_measured(people, tmp_path):
+    (tmp_path / "file").touch()
+    config = protocol.EvaluateConfig(data="nowhere", output=str(tmp_path / "file" / "x.json"))
+    with pytest.raises(OSError, match="file"):
+        protocol.run_evaluate(config)
 
 
 def test_records_know_the_code_that_made_them():

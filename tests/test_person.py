@@ -389,6 +389,15 @@ def test_damaged_and_foreign_files_are_named(tiny_model, tmp_path):
         Person.load(tmp_path / "missing.safetensors", tiny_model)
 
 
+def test_a_template_of_no_numbers_is_damaged(tiny_model, tmp_path):
+    """Nobody would be as near to any face as nobody knows."""
+    spec = AdapterSpec(1, 2)
+    for template in (torch.full((8,), torch.nan), torch.ones(2, 4)):
+        file = Person(tiny_model, spec, somebody(tiny_model, spec), template=template).save(tmp_path / "ada")
+        with pytest.raises(CheckpointError, match="template is no vector of finite numbers"):
+            Person.load(file, tiny_model)
+
+
 def test_people_can_be_compared_searched_and_collected(tiny_model):
     spec = AdapterSpec(1, 2)
     ada, eve = (Person(tiny_model, spec, somebody(tiny_model, spec), template=torch.ones(8)) for _ in range(2))

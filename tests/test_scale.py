@@ -189,6 +189,9 @@ def test_a_store_among_the_people_is_nobody(tmp_path):
     for name in ("ada", "bob", "store"):
         (tmp_path / name).mkdir()
     assert list(people_folders(tmp_path, apart=str(tmp_path / "store"))) == ["ada", "bob"]
+    (tmp_path / "ada" / "1.jpg").touch()
+    with pytest.raises(DataError, match="ada: the store would lie among somebody's photos"):
+        people_folders(tmp_path, apart=str(tmp_path / "ada"))
 
 
 def test_impossible_combinations(learn, store, tiny_model):

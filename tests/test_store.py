@@ -1,7 +1,9 @@
 """People in a folder, small Persons, and restoring photos of different people at once."""
 
+import copy
 import dataclasses
 import multiprocessing
+import pickle
 import threading
 
 import numpy as np
@@ -233,6 +235,17 @@ def test_photos_of_different_people_in_one_batch_equal_one_at_a_time(tiny_model,
         together = restore_many(tiny_model, persons, images, strength, batch=batch)
         torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-5)
     assert metagpen.restore_many is restore_many
+
+
+def test_a_store_goes_to_another_process_without_its_cache(tmp_path, tiny_model):
+    store = PersonStore(tmp_path, tiny_model)
+    store["ada"] = person_of(tiny_model)
+    assert store["ada"] is store["ada"]
+    for other in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
+        assert list(other) == ["ada"] and not other._kept
+        assert torch.equal(other["ada"].parameters["latent.offset"], store["ada"].parameters["latent.offset"])
+    with pytest.raises(DataError, match="'bob': a Person is needed, not NoneType"):
+        store["bob"] = None
 
 
 def test_people_of_one_spec_and_other_ranks_are_restored_together(tiny_model):

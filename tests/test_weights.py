@@ -82,6 +82,24 @@ def test_other_weights_are_another_model(tiny_model):
     assert tiny_model.fingerprint not in (before, after)
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_people_fit_a_model_whose_precision_was_changed(tiny_model, tmp_path, asked_before):
+    """It stays the model that it was in full precision, whether anybody asked which one that is before or not."""
+    person, full = Person.generic(tiny_model), copy.deepcopy(tiny_model)
+    if asked_before:
+        tiny_model.fingerprint  # noqa: B018
+    tiny_model.bfloat16()
+    file = person.save(tmp_path / "ada.safetensors")
+    assert Person.load(file, full).model is full and Person.load(file, tiny_model).model is tiny_model
+    assert tiny_model.dtype == torch.bfloat16
+
+
+def test_foreign_bytes_are_not_called_objects(tmp_path):
+    (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff\xe0 a picture" * 20)
+    with pytest.raises(CheckpointError, match="damaged, or not a PyTorch checkpoint"):
+        metagpen.load(tmp_path / "photo.pth")
+
+
 def test_a_saved_model_is_rounded_and_never_to_infinity(tiny_model, tmp_path):
     file = tiny_model.save(tmp_path / "model.safetensors")
     saved = metagpen.load(file)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import recognise
+from ..devices import undisturbed
 from ..gpen.discriminator import Discriminator
 from ..losses import discriminator_loss, generator_loss
 from ..model import MetaGPEN
@@ -33,8 +34,7 @@ def refine(model: MetaGPEN, albums: Sequence[Album], parameters: Parameters, con
     return {name: torch.cat([one[name] for one in refined]) for name in parameters}
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+@undisturbed
 def refine_one(model: MetaGPEN, own: Album, parameters: Parameters, config: AdaptConfig,
                recogniser: recognise.Recogniser | None, critic: Discriminator) -> Parameters:
     from .loop import Objective, draw, last_rates, placed

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .. import degrade, recognise
 from ..config import Config, Seed
-from ..devices import bf16_autocast, synchronise
+from ..devices import bf16_autocast, synchronise, undisturbed
 from ..errors import ConfigError, MetagpenError, PhotoError
 from ..faces import FFHQ_LANDMARKS, LEFT_RIGHT, single_face, to_tensor
 from ..faces.photo import PhotoSource, crop_of, photo_list
@@ -59,17 +59,17 @@ class AdaptConfig(Config):
     steps: int = Field(32, ge=0)
     batch_size: int = Field(4, gt=0, description="degraded photos per person and step")
     optimiser: str = Field("adam", pattern="^(adam|sgd)$")
-    lr_latent: float = 1e-2
-    lr_tail: float = 1e-3
-    lr_decoder: float = 5e-3
+    lr_latent: float = Field(1e-2, ge=0)
+    lr_tail: float = Field(1e-3, ge=0)
+    lr_decoder: float = Field(5e-3, ge=0)
     warmup: int = Field(4, ge=0)
     eta_min: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first")
-    l1: float = 2.0
-    gradient: float = 0.0
-    chroma: float = 1.0
-    perceptual: float = 0.5
-    identity: float = 0.6
-    latent_norm: float = 1e-3
+    l1: float = Field(2.0, ge=0)
+    gradient: float = Field(0.0, ge=0)
+    chroma: float = Field(1.0, ge=0)
+    perceptual: float = Field(0.5, ge=0)
+    identity: float = Field(0.6, ge=0)
+    latent_norm: float = Field(1e-3, ge=0)
     flip: bool = True
     degradation: dict[str, Any] = {"heavy": {"face_px": [8, 32], "weight": 0.7}, "gfpgan": 0.15, "bsrgan": 0.15}
     tail_blocks: int = Field(2, ge=0)
@@ -90,8 +90,8 @@ class AdaptConfig(Config):
     people_per_batch: int = Field(0, ge=0, description="how many learn at a time; 0: as memory allows, at most 8 on a "
                                                        "CPU and 64 on a GPU")
     adversarial_steps: int = Field(0, ge=0, description="stage 2: steps with the critic's last layers released")
-    adversarial: float = 0.02
-    lr_critic: float = 1e-3
+    adversarial: float = Field(0.02, ge=0)
+    lr_critic: float = Field(1e-3, ge=0)
 
     def check_rule(self, model: MetaGPEN) -> None:
         """Raises ConfigError for settings that were given although the model's rule decides them."""
@@ -174,6 +174,9 @@ def adapt(model: MetaGPEN, photos: Iterable[PhotoSource] | Tensor, steps: int | 
 def settled(caller: str, model: MetaGPEN, config: AdaptConfig | None, **given: Any) -> AdaptConfig:
     """The configuration with what was given (not None) apart from it. Raises ConfigError for impossible or idle
     settings, and for a model that is not in float32."""
+    if config is not None and not isinstance(config, AdaptConfig):
+        raise ConfigError(f"config: an AdaptConfig is needed, not {type(config).__name__}; say "
+                          "metagpen.AdaptConfig(steps=8)")
     if model.dtype != torch.float32:
         raise ConfigError(f"people are learned in float32, and this model is in {str(model.dtype).split('.')[1]}; load "
                           "it anew, and change its precision afterwards")
@@ -193,6 +196,9 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Iterable[PhotoSour
     """
     if config.adversarial_steps and critic is None:
         raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
+    if isinstance(recogniser, (str, Path)):
+        raise ConfigError("recogniser: a Recogniser is needed, not its name; say "
+                          f"metagpen.recognise.load({str(recogniser)!r})")
     config = config.for_model(model)
     if config.compile:
         if model.device.type != "cpu":
@@ -243,7 +249,8 @@ def learn_group(model: MetaGPEN, group: Sequence[tuple[str, Album]], config: Ada
                                template)
             continue
         cure = "with rule=False and lower lr_latent and lr_tail" if config.rule else "with lower lr_latent and lr_tail"
-        error = ConfigError(f"learning '{name}' diverged (numbers that are not finite); try again {cure}")
+        whom = f"learning '{name}'" if name else "learning"
+        error = ConfigError(f"{whom} diverged (numbers that are not finite); try again {cure}")
         if on_error is None:
             raise error
         on_error(name, error)
@@ -258,8 +265,7 @@ def people_that_fit(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.
     return max(1, min(most, free_memory(model.device) // 2 // bytes_per_person(model, config, recogniser)))
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+@undisturbed
 def bytes_per_person(model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None) -> int:
     """Memory of a gradient step per person: twice what the loss of one grey photo keeps for its gradients, the other
     half being for what is computed on the way."""
@@ -324,6 +330,7 @@ def start_guess(model: MetaGPEN, albums: Sequence[Album], identities: Tensor | N
     return None if model.start is None else model.guess(identities, mean_appearances(model, albums))
 
 
+@undisturbed
 @torch.no_grad()
 def mean_identities(albums: Sequence[Album], recogniser: recognise.Recogniser) -> Tensor:
     """Each album's unit mean embedding [P, E]: what the start sees, and a Person's template."""
@@ -340,8 +347,7 @@ def mean_appearances(model: MetaGPEN, albums: Sequence[Album]) -> Tensor | None:
                         for own in albums])
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+@undisturbed
 def learn(model: MetaGPEN, albums: Sequence[Album], config: AdaptConfig, recogniser: recognise.Recogniser | None,
           identities: Tensor | None, progress: bool = False) -> Parameters:
     """The inner loop for P people at once; parameters with leading dimension P, detached.

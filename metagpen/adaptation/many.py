@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 
 from rich.progress import (
     BarColumn,
@@ -99,6 +99,9 @@ def learn_here(model: MetaGPEN, people: Iterable[tuple[str, Photos]], config: Ad
 def to_do(people: People, store: PersonStore | None, on_error: OnError | None,
           passed_over: Callable[[], None]) -> Iterator[tuple[str, Photos]]:
     """The people who are not in the store, each of them once."""
+    if isinstance(people, str) or (isinstance(people, Sequence) and any(isinstance(one, str) for one in people)):
+        raise ConfigError("people: names with their photos are needed, {name: photos}, or pairs of both; a folder with "
+                          "one sub-folder per person is for `metagpen adapt-many`")
     done = set() if store is None else set(store)
     seen: set[str] = set()
     for name, photos in people.items() if isinstance(people, Mapping) else people:

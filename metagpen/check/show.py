@@ -9,7 +9,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from ..atomic import whole_file
+from ..atomic import check_writable, whole_file
 from ..errors import DataError
 from ..evaluate.report import contact_sheet
 from .album import AlbumReport, PhotoReport, tails
@@ -97,6 +97,7 @@ def picture_writer(path: Path) -> Callable[[Image.Image], None]:
     kind = suffixes.get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise DataError(f"{path}: no picture format is called '{path.suffix}'; end the name in .png or .jpg")
+    check_writable(path)
 
     def write(picture: Image.Image) -> None:
         with whole_file(path) as temporary:

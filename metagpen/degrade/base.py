@@ -99,7 +99,7 @@ class MixedDegradation(Degradation):
         for which, part in enumerate(self.parts):
             members = [i for i, (drawn, _) in enumerate(recipes) if drawn == which]
             if members:
-                result[members] = part.apply(images[members], [recipes[i][1] for i in members])
+                result[members] = part.apply(images[members], [recipes[i][1] for i in members]).to(result)
         return result
 
 

@@ -162,7 +162,9 @@ class CurveConfig(CurveSettings):
     )
     trained_parts: list[str] = Field(["train"], description="splits that any part of the training saw, e.g. kept too")
     recognisers: dict[str, str] = Field(
-        {"embedded (in losses)": "embedded"}, description="label -> recogniser name or file; the first leads the tables"
+        {"embedded (in losses)": "embedded"},
+        min_length=1,
+        description="label -> recogniser name or file; the first leads the tables",
     )
     lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
     people: list[Annotated[str, Field(coerce_numbers_to_str=True)]] | None = Field(

@@ -10,6 +10,7 @@ from metagpen import faces, recognise
 from metagpen.devices import pick_device
 from metagpen.errors import DataError
 from metagpen.evaluate import metrics
+from metagpen.evaluate.engine import PSNR_MOST
 from metagpen.lpips_files import load_lpips
 
 
@@ -17,7 +18,8 @@ def compare_folders(
     restored: str | Path, truth: str | Path, *, recogniser: str = "embedded", size: int = 128,
     device: str = "auto",
 ) -> dict[str, float | None]:
-    """Means over all pairs of `psnr` (dB), `ssim`, `lpips` (None: no backbone), `sharpness`, `identity`, `deg`.
+    """Means over all pairs of `psnr` (dB, 100 where they are equal), `ssim`, `lpips` (None: no backbone), `sharpness`,
+    `identity`, `deg`.
 
     restored, truth: folders of aligned square faces; files pair up by name without suffix, and each restored face
     needs its truth. size: side in pixels at which they are compared. device: auto, cpu, cuda, ...
@@ -33,7 +35,7 @@ def compare_folders(
         image, target = (_crop(path, size).to(device) for path in paths)
         cosine = metrics.identity(net, image, target)
         values = {
-            "psnr": metrics.psnr(image, target),
+            "psnr": metrics.psnr(image, target).clamp(max=PSNR_MOST),
             "ssim": metrics.ssim(image, target),
             "lpips": metrics.lpips(lpips, image, target),
             "sharpness": metrics.sharpness(image, target),

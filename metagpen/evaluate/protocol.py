@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metagpen import identities
 from metagpen.adaptation.loop import AdaptConfig, default_recogniser
+from metagpen.atomic import check_writable
 from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import report, tasks
@@ -36,13 +37,16 @@ class EvaluateConfig(Config):
     trained_on: list[str] = Field([], description="folders of training people (with split_file: those in "
                                                   "`trained_parts` of it); nobody of them is measured")
     trained_parts: list[str] = Field(["train"], description="splits that any part of the training saw, e.g. kept too")
-    degradations: list[str] = Field(["heavy"], description="names of degradations; 'moderate' is BSRGAN at scale 1")
-    methods: list[str] = Field(list(METHOD_NAMES), description="which methods to compare")
+    degradations: list[str] = Field(["heavy"], min_length=1,
+                                    description="names of degradations; 'moderate' is BSRGAN at scale 1")
+    methods: list[str] = Field(list(METHOD_NAMES), min_length=1, description="which methods to compare")
     shots: list[PositiveInt] = Field([5, 1], min_length=1,
                                      description="support photos; the most are set aside, fewer are the first of them")
     steps: int = Field(32, ge=0, description="gradient steps of adapt")
     recognisers: dict[str, str] = Field(
-        {"embedded (in losses)": "embedded"}, description="label -> recogniser name or file; the first leads the tables"
+        {"embedded (in losses)": "embedded"},
+        min_length=1,
+        description="label -> recogniser name or file; the first leads the tables",
     )
     seed: Seed = Field(0, description="fixes support, queries' damage, lenders and bootstrap")
     max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
@@ -72,6 +76,8 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     import metagpen
     from metagpen import recognise
 
+    if config.output:
+        check_writable(config.output)
     model = metagpen.load(config.model or "embedded", device=config.device)
     people = load_people(config, model.size)
     methods = methods_for(config.methods, config.shots, config.steps)

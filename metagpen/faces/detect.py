@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..compat import ensure_torchvision
+from ..devices import undisturbed
 from ..errors import PhotoError
 from .align import FFHQ_LANDMARKS, AlignedFace, crop_face, outside_share
 from .photo import PhotoSource, describe, load_photo
@@ -109,6 +110,7 @@ def _already_aligned(photo: Image.Image, size: int, name: str) -> AlignedFace:
     return AlignedFace(image, np.array([[scale, 0, 0], [0, scale, 0]]), FFHQ_LANDMARKS * size)
 
 
+@undisturbed
 def _look(images: list[Image.Image], longest: int, margin: float,
           device: str | torch.device) -> list[list[Face]]:
     """One pass of MTCNN over photos brought to a workable size, with boxes and landmarks in photo pixels."""

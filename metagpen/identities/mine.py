@@ -56,6 +56,7 @@ def mine_identities(photos: Iterable[Photo], embed: Embed, threshold: float, *, 
 
     Raises PhotoError and DataError as `StreamedPhotos` does, and DataError for a threshold that chains everything.
     """
+    check_threshold(threshold)  # before an hour of embedding
     photos = list(photos)
     labels = group(embed_photos(photos, embed, size=size, batch=batch, workers=workers, device=device,
                                 progress=progress), threshold)
@@ -77,6 +78,11 @@ def embed_photos(photos: Sequence[Photo], embed: Embed, *, size: int = 128, batc
     return torch.nn.functional.normalize(torch.cat(found), dim=1)
 
 
+def check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise DataError(f"the threshold is a cosine between 0 and 1, not {threshold:g}")
+
+
 def group(embeddings: torch.Tensor, threshold: float) -> np.ndarray:
     """Labels [N] of groups of unit embeddings [N, D], numbered as they first appear.
 
@@ -84,8 +90,7 @@ def group(embeddings: torch.Tensor, threshold: float) -> np.ndarray:
     until no mean reaches `threshold`. Raises DataError for a threshold outside (0, 1), or so low that the pairs above
     it, or chains of them, do not fit into memory.
     """
-    if not 0 < threshold < 1:
-        raise DataError(f"the threshold is a cosine between 0 and 1, not {threshold:g}")
+    check_threshold(threshold)
     chains = _chains(embeddings, threshold)
     labels = np.empty(len(embeddings), dtype=np.int64)
     count = 0

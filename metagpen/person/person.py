@@ -116,8 +116,10 @@ class Person:
         try:
             spec, metadata = AdapterSpec(**json.loads(header["spec"])), json.loads(header["metadata"])
             reason = misfit(tensors, model, spec)
-            if not isinstance(metadata, dict) or (template is not None and template.ndim != 1):
-                reason = "its metadata is no mapping, or its template no vector"
+            if not isinstance(metadata, dict):
+                reason = "its metadata is no mapping"
+            elif template is not None and (template.ndim != 1 or not bool(template.isfinite().all())):
+                reason = "its template is no vector of finite numbers"
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             reason = f"its header is not a Person's: {error}"
         if reason:

@@ -69,6 +69,13 @@ class PersonStore(MutableMapping[str, Person]):
         self._kept: OrderedDict[str, tuple[str, Person]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy or another process: with a lock and a cache of its own, empty."""
+        return {**self.__dict__, "_kept": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def path(self, name: str) -> str:
         """Where the person's file is or would be, as fsspec calls it; on a local disk `Person.load` reads it."""
         return f"{self.root.rstrip('/')}/{file_name(name)}{SUFFIX}"
@@ -96,6 +103,8 @@ class PersonStore(MutableMapping[str, Person]):
         DataError for a name that is no text."""
         if not isinstance(name, str):
             raise DataError(f"{name!r} is no name for a person in {self.where}; give text, such as {str(name)!r}")
+        if not isinstance(person, Person):
+            raise DataError(f"'{name}': a Person is needed, not {type(person).__name__}")
         self.check_model(person.model, f"'{name}'")
         self.write(self.path(name), person.to_bytes(name=json.dumps(name)))
 
