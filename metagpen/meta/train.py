@@ -442,7 +442,8 @@ class Trainer:
         for (name, value), gradient in zip(self.groups["slow"].items(), found.slow, strict=True):
             if gradient is None:
                 raise ConfigError(f"slow: {name} does not influence the query loss (the encoder before the tail is "
-                                  "frozen, and reptile has no query gradient); take it out")
+                                  "frozen, reptile has no query gradient, and where people begin is the start's only "
+                                  "with learn_start); take it out")
             value.grad = gradient
         loss = found.loss
         if self.world > 1:
