@@ -101,8 +101,7 @@ def people_of(split: str, size: int, people: int, queries: int) -> People:
     """The first people of a split of celeba_wild_256 who can be measured at `size` pixels."""
     photos = SHARED / "photos"
     return load_people(EvaluateConfig(data=str(photos / "celeba_wild_256"), split_file=str(measure.PEOPLE),
-                                      split=split, shots=[SHOTS], recognisers={}, max_people=people,
-                                      max_queries=queries), size)
+                                      split=split, shots=[SHOTS], max_people=people, max_queries=queries), size)
 
 
 def main() -> None:

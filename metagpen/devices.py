@@ -38,8 +38,10 @@ def undisturbed(function: Callable[P, T]) -> Callable[P, T]:
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
         import torch
 
-        with (torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False),
-              torch.autocast("cuda", enabled=False)):
+        # Around many steps, autocast would keep what it made of parameters that move meanwhile: no cache.
+        plain = {"enabled": False, "cache_enabled": False}
+        with (torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", **plain),
+              torch.autocast("cuda", **plain)):
             return function(*args, **kwargs)
 
     return inside

@@ -68,13 +68,17 @@ class MetaGPEN(nn.Module):
         return self._fingerprint
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaGPEN:
-        """What `to`, `half` and the like do. The model stays the one it was in full precision: its people fit it."""
-        if fn(self.gpen.ecd0[0][0].weight.detach()[:0]).dtype != self.dtype:
+        """What `to`, `half` and the like do. In another precision the model stays the one it was, whose people fit it;
+        back in float32 it is the one that its weights say, which may have been rounded."""
+        before, after = self.dtype, fn(self.gpen.ecd0[0][0].weight.detach()[:0]).dtype
+        if before != after and self.device.type != "meta":
             self.fingerprint  # noqa: B018  (is kept)
+            if after == torch.float32:
+                self._fingerprint = None
         return super()._apply(fn, recurse)
 
     def weights_changed(self) -> None:
-        """Forget what was computed from the weights; `load_state_dict` does it by itself."""
+        """Forget what was computed from the weights; the model's own `load_state_dict` does it by itself."""
         self._fingerprint, self._last_mixtures = None, LastMixtures()
 
     def frozen(self) -> MetaGPEN:

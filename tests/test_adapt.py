@@ -26,7 +26,7 @@ from metagpen.errors import ConfigError, PhotoError
 from metagpen.faces import FFHQ_LANDMARKS
 from metagpen.gpen.discriminator import Discriminator
 from metagpen.losses import generator_loss
-from metagpen.person import AdapterSpec, restore_many
+from metagpen.person import AdapterSpec, PersonStore, restore_many
 from metagpen.person.rule import InnerRule, RuleConfig
 from metagpen.recognise.align import View
 from metagpen.schedule import warmup_cosine
@@ -82,6 +82,8 @@ def test_people_are_learned_in_any_gradient_mode(tiny_model, tiny_recogniser, mo
         several = adapt_many(tiny_model, {"a": faces(2), "b": faces(1)}, 1, config=FAST, recogniser=tiny_recogniser)
         assert not torch.is_grad_enabled()
     assert equal(expected, inside) and len(several) == 2 and torch.is_grad_enabled()
+    for person in (inside, *several.values()):
+        assert not any(value.is_inference() for value in (*person.parameters.values(), person.template))
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
@@ -100,9 +102,12 @@ def test_people_are_learned_as_they_are_inside_autocast(tiny_model, tiny_recogni
 
 @pytest.mark.parametrize(("given", "message"), [({"config": {"steps": 1}}, "an AdaptConfig is needed, not dict"),
                                                 ({"recogniser": "embedded"}, "a Recogniser is needed, not its name")])
-def test_something_else_than_what_is_needed_is_refused(tiny_model, given, message):
-    with pytest.raises(ConfigError, match=message):
-        adapt(tiny_model, faces(1), 0, **given)
+def test_something_else_than_what_is_needed_is_refused(tiny_model, tmp_path, given, message):
+    store = PersonStore(tmp_path, tiny_model)
+    for learn in (lambda: adapt(tiny_model, faces(1), 0, **given),
+                  lambda: adapt_many(tiny_model, {"ada": faces(1)}, 0, store=store, **given)):
+        with pytest.raises(ConfigError, match=message):
+            learn()
 
 
 @pytest.mark.parametrize("people", ["people", ["ada", "bob"]])

@@ -113,6 +113,10 @@ def test_a_compiled_step_is_the_step_of_its_way(monkeypatch):
         assert all(torch.equal(plain[name], fast[name]) for name in plain)
 
 
+def test_the_gate_is_calibrated_on_people_who_can_be_measured(shared):
+    assert len(script("calibrate_gate").people_of("kept", 128, 2, 2)) == 2
+
+
 def test_a_straight_line_is_found():
     rows = [{"people": n, "seconds": 2.0 + 0.25 * n} for n in (10, 100, 1000)]
     fitted = script("many_people").line(rows)

@@ -250,7 +250,7 @@ def test_adam_inside_in_first_order_and_not_in_second(smooth):
             through_the_steps(problem, engine_called(name), False)
 
 
-def test_learn2learn_is_imported_without_a_trace_of_what_it_lacks():
+def test_learn2learn_leaves_no_empty_modules():
     """Empty modules let its algorithms be imported; who wants the real ones later must not find those."""
     engine_called("learn2learn")
     assert import_learn2learn().MetaSGD is import_learn2learn().MetaSGD

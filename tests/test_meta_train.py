@@ -96,6 +96,14 @@ def test_tensorboard_gets_what_the_log_gets_also_of_a_run_that_goes_on(config):
             (step, pytest.approx(value, rel=1e-6)) for step, value in enumerate(logged, 1)]
 
 
+def test_a_photo_on_both_sides_of_the_validation_is_told_before_the_training(config):
+    eve = config.data[0] / "eve"
+    for file in sorted(eve.iterdir())[1:]:
+        file.write_bytes((eve / "0.png").read_bytes())
+    with pytest.raises(DataError, match="the same photo as .*, a support photo"):
+        meta.prepare(config)
+
+
 def test_outer_sgd_moves_by_the_rate_times_the_clipped_gradient(config):
     """Reptile as published: an outer step is a part of the way to where adaptation ends (Nichol et al. 2018)."""
     trainer = meta.prepare(config.model_copy(update={"loop": "reptile", "outer_optimiser": "sgd", "lr": 0.5,

@@ -17,6 +17,7 @@ from metagpen.gpen import GPEN
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, Person, PersonStore, restore_many
 from metagpen.person.adapter import expand
+from metagpen.person.serving import passes
 from metagpen.person.store import decoded, file_name
 
 NAMES = ["ada", "Ada", "ADA", "a/b", "..", ".", "", "%", "~", "Bjørk Åse", "李白", "a\nb", "con", "x" * 500, "é" * 300,
@@ -261,6 +262,18 @@ def test_people_of_one_spec_and_other_ranks_are_restored_together(tiny_model):
     alone = torch.cat([one.restore_batch(image[None]) for one, image in zip(persons, images, strict=True)])
     assert shapes[0] != shapes[1]
     torch.testing.assert_close(restore_many(tiny_model, persons, images), alone, rtol=0, atol=1e-5)
+
+
+def test_people_who_were_read_from_files_share_a_pass(tmp_path, tiny_model, monkeypatch):
+    """Whatever order the tensors of a file come in."""
+    store = PersonStore(tmp_path, tiny_model)
+    for i in range(6):
+        store[str(i)] = person_of(tiny_model, i)
+    persons = [*store.values(), person_of(tiny_model, 6)]
+    for k, person in enumerate(persons):  # as files may give them
+        items = list(person.parameters.items())
+        persons[k] = dataclasses.replace(person, parameters=dict(items[k % len(items):] + items[:k % len(items)]))
+    assert list(passes(persons, [1.0] * 7, 64)) == [list(range(7))]
 
 
 @pytest.mark.parametrize("precision, near", [(torch.float64, 1e-5), (torch.float16, 0.02), (torch.bfloat16, 0.2)])

@@ -92,6 +92,8 @@ def test_people_fit_a_model_whose_precision_was_changed(tiny_model, tmp_path, as
     file = person.save(tmp_path / "ada.safetensors")
     assert Person.load(file, full).model is full and Person.load(file, tiny_model).model is tiny_model
     assert tiny_model.dtype == torch.bfloat16
+    tiny_model.float()
+    assert tiny_model.fingerprint != full.fingerprint, "rounded weights, on which people may be learned"
 
 
 def test_foreign_bytes_are_not_called_objects(tmp_path):

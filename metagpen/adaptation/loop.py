@@ -166,14 +166,18 @@ def adapt(model: MetaGPEN, photos: Iterable[PhotoSource] | Tensor, steps: int | 
     Deterministic for a seed on one machine's CPU, on a GPU up to the order of its sums. Raises PhotoError for no photo,
     or for one that shows no usable face.
     """
-    config = settled("adapt", model, config, steps=steps, start=start, seed=seed, people_per_batch=1)
+    config = settled("adapt", model, config, recogniser, steps=steps, start=start, seed=seed, people_per_batch=1)
     one = {"": photos}
     return next(iter(adapt_stream(model, one.items(), config, recogniser, critic, progress)))[1]
 
 
-def settled(caller: str, model: MetaGPEN, config: AdaptConfig | None, **given: Any) -> AdaptConfig:
+def settled(caller: str, model: MetaGPEN, config: AdaptConfig | None, recogniser: recognise.Recogniser | None = None,
+            **given: Any) -> AdaptConfig:
     """The configuration with what was given (not None) apart from it. Raises ConfigError for impossible or idle
-    settings, and for a model that is not in float32."""
+    settings, for what is no configuration or no recogniser, and for a model that is not in float32."""
+    if isinstance(recogniser, (str, Path)):
+        raise ConfigError("recogniser: a Recogniser is needed, not its name; say "
+                          f"metagpen.recognise.load({str(recogniser)!r})")
     if config is not None and not isinstance(config, AdaptConfig):
         raise ConfigError(f"config: an AdaptConfig is needed, not {type(config).__name__}; say "
                           "metagpen.AdaptConfig(steps=8)")
@@ -196,9 +200,6 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Iterable[PhotoSour
     """
     if config.adversarial_steps and critic is None:
         raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
-    if isinstance(recogniser, (str, Path)):
-        raise ConfigError("recogniser: a Recogniser is needed, not its name; say "
-                          f"metagpen.recognise.load({str(recogniser)!r})")
     config = config.for_model(model)
     if config.compile:
         if model.device.type != "cpu":
@@ -242,9 +243,10 @@ def learn_group(model: MetaGPEN, group: Sequence[tuple[str, Album]], config: Ada
     synchronise(model.device)
     seconds = (time.perf_counter() - began) / len(group)
     for i, (name, photos) in enumerate(group):
-        mine = {key: value[i:i + 1].half().float() for key, value in parameters.items()}  # as its file will hold it
-        if all(bool(value.isfinite().all()) for value in mine.values()):
+        with torch.inference_mode(False):  # or nobody could learn from there
+            mine = {key: value[i:i + 1].half().float() for key, value in parameters.items()}  # as its file will hold it
             template = None if identities is None else identities[i].half().float().cpu()
+        if all(bool(value.isfinite().all()) for value in mine.values()):
             yield name, Person(model, config.spec, mine, describe(model, config, recogniser, len(photos), seconds),
                                template)
             continue

@@ -52,7 +52,8 @@ def adapt_many(model: MetaGPEN, people: People, steps: int | None = None, *, sta
     Returns the store, or without one a dict. A person's result does not depend on who shares the batch, up to float
     rounding.
     """
-    config = settled("adapt_many", model, config, steps=steps, start=start, seed=seed, people_per_batch=batch)
+    config = settled("adapt_many", model, config, recogniser, steps=steps, start=start, seed=seed,
+                     people_per_batch=batch)
     if engine not in ENGINES:
         raise ConfigError(f"engine '{engine}' is not known; choose one of {', '.join(ENGINES)}")
     if store is not None and not isinstance(store, PersonStore):

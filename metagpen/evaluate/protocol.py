@@ -83,7 +83,8 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     methods = methods_for(config.methods, config.shots, config.steps)
     degradations = named_degradations(config.degradations)
     recognisers = {label: recognise.load(name) for label, name in config.recognisers.items()}
-    say_who_is_in_losses(recognisers, [default_recogniser(model, AdaptConfig())], [model])
+    learns = any(method.photos != "none" for method in methods)
+    say_who_is_in_losses(recognisers, [default_recogniser(model, AdaptConfig())] if learns else [], [model])
     lpips = load_lpips(path=config.lpips_backbone)
     settings = {**settings_of(config, model, people, recognisers), "lpips": lpips is not None}
     folder = Path(config.work_dir) / digest(settings)

@@ -688,6 +688,9 @@ def prepare(config: MetaConfig) -> Trainer:
         raise ConfigError(f"pack_size: the base restores {model.size} px, not {photos.size}")
     watched = tasks.measurable(parts[config.validate_part], config.shots[1], model.size, [config.seed],
                                config.validate_queries)
+    for person in list(watched)[:config.validate_people]:  # what is wrong with their photos, before the training
+        tasks.load_task(watched, person, config.shots[1], model.size, config.seed, config.validate_queries,
+                        aligned=True)
     data = Data(photos, embed_all(recogniser, photos, config.inner.bf16, cache), watched)
     in_losses = recognise.load(config.loss_recogniser, device=config.device) if config.loss_recogniser else recogniser
     scorer = recognise.load(config.scorer, device=config.device) if config.scorer else recogniser

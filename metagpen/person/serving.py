@@ -70,7 +70,9 @@ def passes(persons: Sequence[Person], strengths: Sequence[float], batch: int) ->
     same shapes (factors may be of lower rank than the spec says), people adjacent."""
     groups: dict[Any, dict[int, list[int]]] = {}
     for i, person in enumerate(persons):
-        shape = (person.spec, *(value.shape for value in person.parameters.values())) if strengths[i] else None
+        shape = None
+        if strengths[i]:  # files give their tensors in any order
+            shape = person.spec, *sorted((name, value.shape) for name, value in person.parameters.items())
         groups.setdefault(shape, {}).setdefault(id(person), []).append(i)
     for group in groups.values():
         indices = [i for own in group.values() for i in own]

@@ -84,7 +84,7 @@ def samples_per_pixel(template: Tensor, crop: tuple[int, int]) -> int:
     """How many samples along an axis make a pixel of the view. Where it is coarser than the crop, one would alias fine
     detail. It follows from where FFHQ's alignment puts a face, whoever it is: nobody's view depends on who shares the
     batch."""
-    usual = torch.tensor(FFHQ_LANDMARKS, dtype=torch.float32)[None] * crop[1]
+    usual = torch.tensor(FFHQ_LANDMARKS, dtype=torch.float32, device="cpu")[None] * crop[1]
     scale = similarity(template.detach().float().cpu()[None], usual)[0, :, 0].norm()
     return max(1, math.ceil(float(scale) - 1e-3))
 
