@@ -21,18 +21,11 @@ from torch import Tensor
 
 import metagpen
 from metagpen import recognise
-from metagpen.adaptation.loop import (
-    AdaptConfig,
-    Album,
-    Objective,
-    album,
-    begin,
-    inner_gradient,
-    mean_identities,
-    start_guess,
-    step_rates,
-    supports,
-)
+from metagpen.adaptation.config import AdaptConfig
+from metagpen.adaptation.draws import Album, album, supports
+from metagpen.adaptation.loop import mean_identities, start_guess
+from metagpen.adaptation.objective import Objective
+from metagpen.adaptation.steps import begin, inner_gradient, step_rates
 from metagpen.album import read_album
 from metagpen.devices import has_bf16
 from metagpen.errors import ConfigError

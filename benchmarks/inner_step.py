@@ -34,9 +34,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metagpen import recognise
 from metagpen.adaptation import AdaptConfig
-from metagpen.adaptation.loop import Album, Objective, Support, inner_step, supports
+from metagpen.adaptation.draws import Album, Support, supports
+from metagpen.adaptation.objective import Objective
 from metagpen.adaptation.optimise import new_optimiser
 from metagpen.adaptation.recorded import RecordedSteps
+from metagpen.adaptation.steps import inner_step
 from metagpen.devices import has_bf16
 from metagpen.errors import ConfigError
 from metagpen.evaluate import report

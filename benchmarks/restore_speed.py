@@ -16,7 +16,8 @@ import torch
 
 import metagpen
 from metagpen import MetaGPEN, Person
-from metagpen.adaptation.loop import AdaptConfig, begin
+from metagpen.adaptation.config import AdaptConfig
+from metagpen.adaptation.steps import begin
 from metagpen.errors import MetagpenError
 from metagpen.evaluate import report
 from metagpen.gpen import GPEN

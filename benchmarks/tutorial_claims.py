@@ -31,8 +31,9 @@ from rich.console import Console
 
 import metagpen
 from metagpen import recognise
-from metagpen.adaptation.loop import Album, inner_step
+from metagpen.adaptation.draws import Album
 from metagpen.adaptation.optimise import new_optimiser
+from metagpen.adaptation.steps import inner_step
 from metagpen.config import Config
 from metagpen.degrade import write_pairs
 from metagpen.evaluate import report

@@ -16,8 +16,11 @@ from torch import Tensor
 import metagpen
 from metagpen import degrade, recognise
 from metagpen.adaptation import AdaptConfig, Album, album
-from metagpen.adaptation.loop import Objective, begin, draw, inner_step, mean_identities, start_guess, step_rates
+from metagpen.adaptation.draws import draw
+from metagpen.adaptation.loop import mean_identities, start_guess
+from metagpen.adaptation.objective import Objective
 from metagpen.adaptation.optimise import new_optimiser
+from metagpen.adaptation.steps import begin, inner_step, step_rates
 from metagpen.album import OWN_ALBUM
 from metagpen.evaluate.report import contact_sheet
 from metagpen.faces import save_photo, to_pil

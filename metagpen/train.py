@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from . import degrade, devices, recognise
-from .adaptation.loop import mirror
+from .adaptation.draws import mirror
 from .atomic import forget_later_steps, whole_file
 from .config import SEEDS, Config, Device, Seed, same_run
 from .critics import Seen, Shown, critics_of

@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import metagpen
-from metagpen.adaptation import AdaptConfig, adapt, adapt_many, adversarial, album, loop
-from metagpen.adaptation.loop import Objective, draw, mirror
+from metagpen.adaptation import AdaptConfig, adapt, adapt_many, adversarial, album
+from metagpen.adaptation.draws import draw, mirror, supports
+from metagpen.adaptation.objective import Objective
 from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd
 from metagpen.adaptation.recorded import RecordedSteps
+from metagpen.adaptation.steps import PlainSteps, begin, last_rates, step_rates
 from metagpen.errors import ConfigError, PhotoError
 from metagpen.faces import FFHQ_LANDMARKS
 from metagpen.gpen.discriminator import Discriminator
@@ -237,11 +239,11 @@ def test_stage_two_goes_on_at_the_rates_of_the_rule(tiny_model, tiny_recogniser)
         assert not torch.equal(before.parameters["latent.offset"], after.parameters["latent.offset"])
         assert torch.equal(before.parameters["linear.bias"], after.parameters["linear.bias"]), "has no rate"
         assert "adversarial_steps" not in before.metadata and after.metadata["adversarial_steps"] == 1
-    rates = loop.last_rates(tiny_model, AdaptConfig(steps=16), ())
+    rates = last_rates(tiny_model, AdaptConfig(steps=16), ())
     assert list(rates) == ["latent.offset"]
     assert rates["latent.offset"].item() == pytest.approx(0.5 * (4 / 16) ** 0.5)
     config = AdaptConfig(eta_min=0.1, lr_latent=0.5, rule=False)
-    assert loop.last_rates(tiny_model, config, ["latent.offset"]) == {"latent.offset": pytest.approx(0.05)}
+    assert last_rates(tiny_model, config, ["latent.offset"]) == {"latent.offset": pytest.approx(0.05)}
 
 
 def test_the_largest_seed_is_one_and_the_next_is_refused(tiny_model, tiny_recogniser):
@@ -432,12 +434,12 @@ def test_recorded_steps_are_the_plain_ones(tiny_model, tiny_recogniser):
     """What a GPU would record, run as it is, for two people, up to rounding; and with a rate that changes."""
     config = FAST.model_copy(update={"steps": 5, "rule": False})
     albums = [album(faces(3, seed), 16) for seed in (0, 1)]
-    begun = loop.begin(tiny_model, config, 2, torch.Generator().manual_seed(0), None)
+    begun = begin(tiny_model, config, 2, torch.Generator().manual_seed(0), None)
     objective = Objective(tiny_model, config, tiny_recogniser, begun["latent.offset"])
-    plain = loop.PlainSteps(objective, begun, config.optimiser)
+    plain = PlainSteps(objective, begun, config.optimiser)
     recorded = RecordedSteps(objective, begun, recorded=False)
-    for step, support in enumerate(loop.supports(albums, config, torch.device("cpu"), tiny_recogniser)):
-        rates = loop.step_rates(tiny_model, config, step, begun)
+    for step, support in enumerate(supports(albums, config, torch.device("cpu"), tiny_recogniser)):
+        rates = step_rates(tiny_model, config, step, begun)
         torch.testing.assert_close(recorded(support, rates), plain(support, rates), rtol=1e-5, atol=1e-6)
     assert step == 4 and not torch.equal(begun["latent.offset"], plain.parameters["latent.offset"])
     for name, value in plain.parameters.items():
@@ -452,7 +454,7 @@ def test_recorded_steps_follow_what_is_released_and_what_rests():
         return ((parameters["a"] * truth).square() + (parameters["b"] - poor).square() * parameters["a"]).sum(dim=1)
 
     generator = torch.Generator().manual_seed(0)
-    plain, recorded = loop.PlainSteps(objective, begun, "adam"), RecordedSteps(objective, begun, recorded=False)
+    plain, recorded = PlainSteps(objective, begun, "adam"), RecordedSteps(objective, begun, recorded=False)
     for rates in ({"a": 0.1}, {"a": 0.2, "b": torch.tensor([[0.1, 0.3]])}, {"b": torch.tensor(0.2)},
                   {"a": 0.1, "b": 0.1}):
         support = *torch.randn(2, 1, 2, generator=generator), View(torch.empty(0), 1)
@@ -464,7 +466,7 @@ def test_recorded_steps_follow_what_is_released_and_what_rests():
 
 def test_nothing_keeps_a_recording_when_its_steps_are_over(tiny_model):
     """Its memory is as large as a step's, and the next people need it: no waiting for the garbage collector."""
-    begun = loop.begin(tiny_model, FAST.model_copy(update={"rule": False}), 1, torch.Generator(), None)
+    begun = begin(tiny_model, FAST.model_copy(update={"rule": False}), 1, torch.Generator(), None)
     steps = RecordedSteps(lambda *_: None, begun)
     steps.begin(list(begun))
     recording = weakref.ref(steps.run)
@@ -506,8 +508,8 @@ def test_photos_damaged_ahead_are_those_damaged_in_place(people, steps, workers)
     numbers stay."""
     config = FAST.model_copy(update={"steps": steps})
     albums = [album(faces(2, seed), 16) for seed in range(people)]
-    in_place = list(loop.supports(albums, config, torch.device("cpu"), None))
-    ahead = list(loop.supports(albums, config, torch.device("cpu"), None, workers=workers))
+    in_place = list(supports(albums, config, torch.device("cpu"), None))
+    ahead = list(supports(albums, config, torch.device("cpu"), None, workers=workers))
     assert len(ahead) == len(in_place) == steps
     for mine, theirs in zip(ahead, in_place, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))

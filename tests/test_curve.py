@@ -25,7 +25,8 @@ from typer.testing import CliRunner
 
 import metagpen
 from metagpen.adaptation import AdaptConfig, adapt
-from metagpen.adaptation.loop import DECIDED_BY_RULE, album
+from metagpen.adaptation.config import DECIDED_BY_RULE
+from metagpen.adaptation.draws import album
 from metagpen.adaptation.recorded import RecordedSteps
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import curve, curve_report, judges, methods, metrics, report, tasks

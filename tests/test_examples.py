@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 
 import metagpen
 from metagpen.adaptation import AdaptConfig, album
-from metagpen.adaptation.loop import Objective
+from metagpen.adaptation.objective import Objective
 from metagpen.album import OWN_ALBUM
 
 EXAMPLES = REPOSITORY / "examples"

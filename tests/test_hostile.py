@@ -745,12 +745,12 @@ def full_disk() -> Iterator[None]:
 @pytest.fixture
 def found_faces(monkeypatch):
     """Every photo counts as the aligned crop of a face."""
-    from metagpen.adaptation import loop
+    from metagpen.adaptation import Album, loop
     from metagpen.faces import FFHQ_LANDMARKS, to_tensor
 
     def album(photos, size, device="cpu"):
         crops = torch.stack([to_tensor(load_photo(photo).resize((size, size))) for photo in photos])
-        return loop.Album(crops, torch.from_numpy(FFHQ_LANDMARKS * size).float().repeat(len(crops), 1, 1))
+        return Album(crops, torch.from_numpy(FFHQ_LANDMARKS * size).float().repeat(len(crops), 1, 1))
 
     monkeypatch.setattr(loop, "album", album)
 

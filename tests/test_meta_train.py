@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metagpen import recognise
-from metagpen.adaptation import AdaptConfig, adapt, loop
+from metagpen.adaptation import AdaptConfig, adapt, draws
 from metagpen.album import OWN_ALBUM
 from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.gpen import GPEN
@@ -229,11 +229,11 @@ def test_gradients_are_recorded_where_that_can_be_done(config):
 
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(loop.os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(loop.sys, "platform", "linux")
+    monkeypatch.setattr(draws.os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(draws.sys, "platform", "linux")
     cuda = torch.device("cuda")
-    assert [loop.helpers(cuda, sharing) for sharing in (1, 4, 100)] == [32, 15, 1]
-    assert loop.helpers(torch.device("cpu")) == 0
+    assert [draws.helpers(cuda, sharing) for sharing in (1, 4, 100)] == [32, 15, 1]
+    assert draws.helpers(torch.device("cpu")) == 0
 
 
 def test_steps_that_are_learned_through_are_not_compiled():

@@ -142,7 +142,7 @@ def test_null_space_of_a_person(tiny_model):
 
 def test_the_method_of_the_curve_is_adapt_in_the_null_space(tiny_model, tiny_recogniser, monkeypatch):
     from metagpen.adaptation import AdaptConfig
-    from metagpen.adaptation.loop import album
+    from metagpen.adaptation.draws import album
 
     monkeypatch.setattr(methods, "null_space", lambda generic, personal: null_space(generic, personal, side=4))
     photos = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1

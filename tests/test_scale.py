@@ -13,7 +13,7 @@ from PIL import Image
 from test_adapt import FAST, equal, faces
 from test_cli import error_line, run
 
-from metagpen.adaptation import adapt, adapt_many, loop
+from metagpen.adaptation import Album, adapt, adapt_many, loop
 from metagpen.errors import CheckpointError, ConfigError, DataError, MetagpenError, PhotoError
 from metagpen.memory import control_group_memory, free_memory
 from metagpen.person import PersonStore
@@ -238,7 +238,7 @@ def test_the_command(tmp_path, tiny_model, monkeypatch, damaged):
     assert "Bob: no photo given" in result.stderr and "ada: photo" in result.stderr
     assert "0 people are in" in result.output and "2 could not be learned" in result.output
     for album, name in ((faces(2), "eve"), (faces(1), "Fay")):
-        monkeypatch.setattr(loop, "album", lambda *_, album=album: loop.Album(torch.stack(album), torch.zeros(9, 5, 2)))
+        monkeypatch.setattr(loop, "album", lambda *_, album=album: Album(torch.stack(album), torch.zeros(9, 5, 2)))
         (photos / name).mkdir()
         (photos / name / "1.png").write_bytes(b"")
     result = run("adapt-many", photos, "-o", tmp_path / "people", "--steps", 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,10 +14,11 @@ from ..gpen.discriminator import Discriminator
 from ..losses import discriminator_loss, generator_loss
 from ..model import MetaGPEN
 from ..person import Parameters
+from .config import AdaptConfig
+from .draws import Album, Support, draw, placed
+from .objective import Objective
 from .optimise import Optimiser, Rates, new_optimiser
-
-if TYPE_CHECKING:
-    from .loop import AdaptConfig, Album, Objective, Support
+from .steps import last_rates
 
 CRITIC_BETAS = (0.0, 0.99)
 
@@ -37,8 +37,6 @@ def refine(model: MetaGPEN, albums: Sequence[Album], parameters: Parameters, con
 @undisturbed
 def refine_one(model: MetaGPEN, own: Album, parameters: Parameters, config: AdaptConfig,
                recogniser: recognise.Recogniser | None, critic: Discriminator) -> Parameters:
-    from .loop import Objective, draw, last_rates, placed
-
     critic = copy.deepcopy(critic).to(model.device)
     critic_optimiser = torch.optim.Adam(release_last_layers(critic), lr=config.lr_critic, betas=CRITIC_BETAS)
     objective = Objective(model, config, recogniser, parameters["latent.offset"].detach())

@@ -24,7 +24,8 @@ from ..errors import ConfigError, DataError
 from ..faces.photo import PhotoSource
 from ..model import MetaGPEN
 from ..person import Person, PersonStore
-from .loop import AdaptConfig, OnError, adapt_stream, settled
+from .config import AdaptConfig
+from .loop import OnError, adapt_stream, settled
 
 Photos = Iterable[PhotoSource] | Tensor
 People = Mapping[str, Photos] | Iterable[tuple[str, Photos]]

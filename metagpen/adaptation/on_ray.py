@@ -15,7 +15,8 @@ from .. import recognise
 from ..errors import ConfigError, DataError
 from ..model import MetaGPEN
 from ..person import PersonStore
-from .loop import AdaptConfig, OnError
+from .config import AdaptConfig
+from .loop import OnError
 from .many import Photos, learn_here
 
 RETRIES = 3  # how often people are tried again whose worker dies

@@ -1,4 +1,4 @@
-"""Inner steps as a CUDA graph: the twin of `loop.PlainSteps` for a GPU, which waits for a small model's launches."""
+"""Inner steps as a CUDA graph: the twin of `steps.PlainSteps` for a GPU, which waits for a small model's launches."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .optimise import BETAS, Parameters, Rates, adam_direction
 
 
 class RecordedSteps:
-    """Adam's steps from `parameters` [P, ...], in place: the same sums as `loop.PlainSteps`, in tensors that stay where
-    they are.
+    """Adam's steps from `parameters` [P, ...], in place: the same sums as `steps.PlainSteps`, in tensors that stay
+    where they are.
 
     objective: (parameters, truth, poor, View) -> loss [P]. What has a rate moves; where that changes, a step is
     recorded anew. recorded: False runs the function that would be recorded, on any device.

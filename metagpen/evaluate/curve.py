@@ -21,7 +21,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from metagpen.adaptation.loop import AdaptConfig, album
+from metagpen.adaptation.config import AdaptConfig
+from metagpen.adaptation.draws import album
 from metagpen.atomic import whole_file
 from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError

@@ -26,19 +26,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from metagpen.adaptation.loop import (
-    AdaptConfig,
-    Album,
-    Objective,
-    begin,
-    default_recogniser,
-    helpers,
-    mean_identities,
-    start_guess,
-    step_rates,
-    steps_from,
-    supports,
-)
+from metagpen.adaptation.config import AdaptConfig
+from metagpen.adaptation.draws import Album, helpers, supports
+from metagpen.adaptation.loop import default_recogniser, mean_identities, start_guess
+from metagpen.adaptation.objective import Objective
+from metagpen.adaptation.steps import begin, step_rates, steps_from
 from metagpen.config import Config
 from metagpen.devices import synchronise
 from metagpen.errors import ConfigError

@@ -15,7 +15,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from metagpen import identities
-from metagpen.adaptation.loop import AdaptConfig, default_recogniser
+from metagpen.adaptation.config import AdaptConfig
+from metagpen.adaptation.loop import default_recogniser
 from metagpen.atomic import check_writable
 from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from .. import recognise
 from ..adaptation.adversarial import CRITIC_BETAS, critic_step, person_step, release_last_layers
-from ..adaptation.loop import Objective, default_recogniser, describe, rate
+from ..adaptation.loop import default_recogniser, describe
+from ..adaptation.objective import Objective
 from ..adaptation.optimise import Adam
+from ..adaptation.steps import rate
 from ..atomic import whole_file
 from ..config import SEEDS, same_run
 from ..errors import CheckpointError, ConfigError, DataError

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adaptation.loop import inner_gradient, inner_step, moved
 from ..adaptation.optimise import new_optimiser, sgd
+from ..adaptation.steps import inner_gradient, inner_step, moved
 from ..errors import ConfigError
 from ..person.adapter import Parameters
 from ..person.rule import key

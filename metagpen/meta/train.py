@@ -28,7 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import degrade, recognise
 from ..adaptation import AdaptConfig, adapt
-from ..adaptation.loop import DECIDED_BY_RULE, Album, Objective, draw, helpers, placed
+from ..adaptation.config import DECIDED_BY_RULE
+from ..adaptation.draws import Album, draw, helpers, placed
+from ..adaptation.objective import Objective
 from ..atomic import forget_later_steps, whole_file, write_text
 from ..config import SEEDS, Config, Device, Seed, same_run
 from ..errors import CheckpointError, ConfigError, DataError
