@@ -10,7 +10,7 @@
 
 Tables go between the markers of docs/evidence.md, plots and the tables of everything that was measured to
 docs/evidence/, and what the meta-model gains, beside the fine-tune of equal budget, to benchmarks/results/meta.json. A
-run's rows are those of NAME.jsonl.gz and NAME+*.jsonl.gz; what both have must be the same to the digit.
+run's rows are those of NAME.jsonl.gz and NAME+*.jsonl.gz; what both have must be the same, up to rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable, Sequence
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ TUNED = ("finetune@n-x4", 5, 32)  # fine-tuning at its best rate, after as many 
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
 REACHED, UNDECIDED, MISSED = measure.REACHED, measure.UNDECIDED, measure.MISSED
 NOT_YET = "Not measured yet."
+ROUNDING = 1e-4  # what another processor, or another order of sums, may change in a row
 SHOWN, PICTURED = 32, 5
 ARMS = ("start-lora-16", "start-full", "no-start")  # of the question whose the lead is
 RIVALS = ("finetune@n", "lora-4", "lora-16", "latent-only", "full", "pivotal")  # which a curve may have at other rates
@@ -350,7 +352,8 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
 
 def read_run(name: str) -> list[Row]:
     """All rows of a run, those of methods that were added later among them. Raises DataError where nothing was measured
-    twice, or differs: then nobody knows whether it was on the same photos by the same model."""
+    twice, or differs by more than another order of sums: then nobody knows whether it was on the same photos by the
+    same model."""
     rows = curve_report.read_rows(RESULTS / f"{name}.jsonl.gz")
     key_of = curve_report.key_of
     values = {key_of(row): row["value"] for row in rows}
@@ -361,7 +364,7 @@ def read_run(name: str) -> list[Row]:
             raise DataError(f"{path}: has nothing in common with {name}.jsonl.gz; measure the generic model there, too")
         for row in twice:
             known = values[key_of(row)]
-            if row["value"] != known:
+            if not isclose(row["value"], known, rel_tol=ROUNDING, abs_tol=ROUNDING):
                 raise DataError(f"{path}: {key_of(row)} is {row['value']} here and {known} in {name}.jsonl.gz; measure "
                                 "that one anew, too")
         new = [row for row in added if key_of(row) not in values]
