@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from .person.adapter import AdapterSpec, LastMixtures, Parameters, personal_forw
 from .person.bases import DecoderBases
 from .person.rule import InnerRule
 from .person.start import Gate, IdentityStart
-from .tensors import differences, read_tensors, shapes, some, write_tensors
+from .tensors import differences, digest_of, read_tensors, shapes, some, write_tensors
 
 FAMILY = "metagpen-model-"  # what the formats of all versions begin with
 FORMAT = f"{FAMILY}4"
@@ -60,11 +59,7 @@ class MetaGPEN(nn.Module):
         """SHA-256 over names, shapes and float32 values: the same for the same weights on any device. Kept, so call
         `weights_changed` after writing to weights by hand."""
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for name, value in sorted(self.state_dict().items()):
-                digest.update(f"{name}{tuple(value.shape)}".encode())
-                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = digest_of(self.state_dict())
         return self._fingerprint
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MetaGPEN:
@@ -197,6 +192,7 @@ class MetaGPEN(nn.Module):
             raise CheckpointError(f"{path}: a damaged metagpen model ({reason}); copy or download it again") from error
 
     @classmethod
+    @torch.random.fork_rng(devices=[])  # what the file fills, the caller's dice need not
     def _built(cls, header: dict[str, str], tensors: dict[str, Tensor]) -> MetaGPEN:
         """The model that a header describes, holding these tensors; nothing is built that they would not fill."""
         arguments, start, card = (json.loads(header[name]) for name in ("gpen", "start", "card"))
@@ -208,10 +204,9 @@ class MetaGPEN(nn.Module):
         plain = {name: value for name, value in tensors.items() if not (rule and name.startswith("rule."))}
         if problems := differences(plain, shapes(empty.state_dict())):
             raise CheckpointError(f"it has {problems}")
-        with torch.random.fork_rng(devices=[]):  # what the file fills, the caller's dice need not
-            gpen = GPEN(**arguments)
-            model = cls(gpen, IdentityStart(**start) if start else None, card,
-                        InnerRule.from_dict(gpen, rule) if rule else None, DecoderBases(gpen, rank) if rank else None)
+        gpen = GPEN(**arguments)
+        model = cls(gpen, IdentityStart(**start) if start else None, card,
+                    InnerRule.from_dict(gpen, rule) if rule else None, DecoderBases(gpen, rank) if rank else None)
         model.load_state_dict(tensors)
         return model
 

@@ -3,6 +3,7 @@ new one, never half of it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,15 @@ def unpickled_tensors(path: str | Path, wrappers: Sequence[str]) -> dict[str, Te
         raise CheckpointError(f"{path}: holds no state dict (names and tensors), plain or under {', '.join(wrappers)}; "
                               "save one with torch.save(network.state_dict(), path)")
     return state
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values: the same for the same tensors on any device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def differences(found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]]) -> str:

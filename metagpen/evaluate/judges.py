@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from metagpen.errors import ConfigError
+from metagpen.tensors import digest_of
 
 IN_LOSSES = "in losses"  # a recogniser that a loss saw must say so in its label
 
@@ -48,12 +48,7 @@ def name_of(net: Any) -> str | None:
 def weights_of(net: Any) -> str | None:
     """Twelve hex digits of the SHA-256 over a network's weights; None as far as they do not lie in torch."""
     state = net.state_dict() if isinstance(net, torch.nn.Module) else {}
-    if not state:
-        return None
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return digest_of(state)[:12] if state else None
 
 
 def network_fingerprint(net: Any) -> str:

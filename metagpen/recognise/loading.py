@@ -40,12 +40,8 @@ def load(name: str | Path = EMBEDDED, device: str | torch.device = "cpu") -> Rec
     return from_file(path).to(device)
 
 
+@torch.random.fork_rng(devices=[])  # what the file fills, the caller's dice need not
 def from_file(path: Path) -> Recogniser:
-    with torch.random.fork_rng(devices=[]):  # what the file fills, the caller's dice need not
-        return network_of(path)
-
-
-def network_of(path: Path) -> Recogniser:
     kind = path.suffix.lower()
     if kind == ".xml":
         try:

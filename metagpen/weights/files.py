@@ -69,6 +69,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
+@torch.random.fork_rng(devices=[])  # what the state fills, the caller's dice need not
 def gpen_from_state(state: dict[str, Tensor], path: str | Path = "checkpoint") -> GPEN:
     """A GPEN whose shape is read off its tensors. Raises CheckpointError naming missing and unexpected keys."""
     try:
@@ -82,8 +83,7 @@ def gpen_from_state(state: dict[str, Tensor], path: str | Path = "checkpoint") -
         raise CheckpointError(f"{path}: no GPEN can have {arguments}, which its tensors say") from error
     if problems := differences(state, shapes(gpen.state_dict())):
         raise CheckpointError(f"{path}: looks like a GPEN with {arguments}, but has {problems}")
-    with torch.random.fork_rng(devices=[]):  # what the file fills, the caller's dice need not
-        gpen = GPEN(**arguments)
+    gpen = GPEN(**arguments)
     gpen.load_state_dict({key: value.float() for key, value in state.items()})
     return gpen
 
