@@ -29,8 +29,9 @@ from matplotlib.figure import Figure
 from metagpen.atomic import whole_file
 from metagpen.errors import DataError
 from metagpen.evaluate import curve_report, report
+from metagpen.evaluate.names import rate_of
 from metagpen.evaluate.records import Record
-from metagpen.evaluate.report import label_of, rate_of, table
+from metagpen.evaluate.report import label_of, table
 from metagpen.evaluate.statistics import Gain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,7 +272,7 @@ def machines(rows: Sequence[Row]) -> str:
 
 def write_plots(name: str, rows: Sequence[Row], title: str, axes: Sequence[str]) -> None:
     """Whoever was measured at several places along an axis, against it; against steps and seconds, on five photos."""
-    records = curve_report.complete(curve_report.records_of(rows))
+    records = curve_report.records_of(curve_report.complete(rows))
     for axis in axes:
         shown = [record for record in records if axis == "shots" or record.shots in (0, 5)]
         places: dict[str, set[int]] = {}
@@ -335,7 +336,7 @@ def draw_frontier(axes: Axes, summed: Sequence[Row]) -> None:
 
 def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]]:
     """The page's tables by the name of their markers; the rows and summaries of the runs that there are."""
-    rows = {name: people_done(read_run(name)) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
+    rows = {name: curve_report.complete(read_run(name)) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
     found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "start", "filters", "meta", "photos", "sixteen",
                            "steps", "long", "long_hard", "strength", "london", "lfw", "precision"), NOT_YET)
@@ -467,12 +468,6 @@ def write_picture(previews: Path) -> None:
              for damage in ("hard", "extreme") for person in chosen]
     with whole_file(FOLDER / "london.jpg") as temporary:
         report.contact_sheet(lines, tile=128).save(temporary, format="JPEG", quality=90)
-
-
-def people_done(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the people who were measured at every point: a run may have been ended before its time."""
-    kept = {record.person for record in curve_report.complete(curve_report.records_of(rows))}
-    return [row for row in rows if row["identity"] in kept]
 
 
 def main() -> None:

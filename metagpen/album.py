@@ -13,8 +13,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from .atomic import write_text
 from .errors import DataError
-from .evaluate.report import write_text
 from .faces import photos_in
 from .identities import People, Photo
 from .weights.catalogue import cache_folder

@@ -441,8 +441,8 @@ def compare(
     device: Device = "auto",
 ) -> None:
     """Score restored faces, from whatever tool, against the true ones: PSNR, SSIM, LPIPS, identity."""
+    from .atomic import write_text
     from .evaluate import compare_folders
-    from .evaluate.report import write_text
 
     if output:
         check_writable(output)
@@ -456,12 +456,25 @@ def compare(
 
 
 @command("Measure", "metagpen curve -c configs/curve_128.yml -s max_people=5")
-def curve(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def curve(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Measure nothing: write photos and damaged faces to this new folder, for other "
+                                       "restorers; then measure theirs with -s exported=FOLDER, methods folder-NAME.")
+    ] = None,
+) -> None:
     """Measure quality against photos, steps and seconds, for us, rivals and controls; goes on where it was killed."""
-    from .evaluate.curve import ROWS, CurveConfig, run_curve
+    from .evaluate.curve import ROWS, CurveConfig, export_curve, run_curve
 
+    settings = CurveConfig.from_yaml(config, overrides or [])
+    if export:
+        with spoken_warnings():
+            pictures = export_curve(settings, export)
+        out.print(f"{pictures} damaged faces: {export.resolve()}", soft_wrap=True)
+        return
     with spoken_warnings():
-        rows, folder = run_curve(CurveConfig.from_yaml(config, overrides or []))
+        rows, folder = run_curve(settings)
     out.print(f"{len(rows)} rows: {(folder / ROWS).resolve()}")
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from . import degrade, evaluate, load, recognise
 from .adaptation import adapt
 from .album import read_album
-from .atomic import whole_file
+from .atomic import whole_file, write_text
 from .devices import pick_device
 from .errors import DataError
-from .evaluate.report import contact_sheet, table, write_text
+from .evaluate.report import contact_sheet, table
 from .evaluate.tasks import load_crop
 from .faces import to_pil
 from .identities import Photo

@@ -551,6 +551,7 @@ def test_impossible_settings_are_named(people):
         ({"steps_of": {"full": [2, 2]}}, "steps_of: full has a number twice"),
         ({"steps_of": {"fulll": [3]}}, "'fulll' is not among the methods"),
         ({"methods": ["generic"], "shots": [0]}, "at least 1 photo"),
+        ({"methods": ["generic", "other-photo"], "min_queries": 1}, "min_queries: other-photo compares"),
     ]:
         with pytest.raises(ConfigError, match=message):
             measure(people, **changes)
@@ -573,6 +574,8 @@ def test_run_curve_from_a_configuration(folder, tmp_path, monkeypatch):
     sheets = curve_report.contact_sheets(where / "previews")
     assert set(sheets) == {"a, hard", "a, extreme"} and sheets["a, hard"].width == 3 * 132 + 4
     assert curve_report.contact_sheets(where / "previews", people=0) == {}
+    with pytest.raises(IsADirectoryError):  # before the first hour, not after
+        curve.run_curve(config.model_copy(update={"output": str(tmp_path)}))
 
 
 def test_parts_of_a_run_put_together_are_the_run(folder, tmp_path, monkeypatch):
@@ -713,6 +716,17 @@ def test_only_people_measured_everywhere_are_compared(rows):
     assert {row["identities"] for row in curve_report.summary(missing)} == {2}
     with pytest.raises(DataError, match="at every point"):
         curve_report.summary([row for row in rows if (row["identity"] == "a") == (row["method"] == "full")])
+
+
+def test_a_seed_that_is_not_done_counts_for_nobody(rows):
+    """A run of two seeds that was killed: what the second has of a person must not be set against the first."""
+    second = [{**row, "seed": 1, "value": row["value"] + 1} for row in rows]
+    done = rows + [row for row in second if (row["identity"], row["method"]) != ("b", "full")]
+    kept = curve_report.complete(done)
+    assert {(row["identity"], row["seed"]) for row in kept} == {(who, s) for who in "abc" for s in (0, 1)} - {("b", 1)}
+    gains = curve_report.versus(kept, "hard", ("adapt", 2, 2), ("generic", 0, 0), "psnr")
+    alone = curve_report.versus(rows, "hard", ("adapt", 2, 2), ("generic", 0, 0), "psnr")
+    assert gains.mean == pytest.approx(alone.mean), "one is added to both or to neither"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("curve_*.yml")), ids=lambda path: path.stem)

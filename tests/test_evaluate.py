@@ -648,6 +648,9 @@ def test_compare_folders(tmp_path, monkeypatch):
         compare_folders(restored, truth)
     with pytest.raises(DataError, match="device 'cuda:99' is not available"):
         compare_folders(truth, truth, device="cuda:99")
+    (truth / "0.bmp").write_bytes((truth / "0.png").read_bytes())
+    with pytest.raises(DataError, match="names pair up without suffix"):
+        compare_folders(restored, truth)
 
 
 def test_run_evaluate_from_a_config_and_again(people, tmp_path, monkeypatch):

@@ -23,13 +23,15 @@ from torch import Tensor
 
 from metagpen.adaptation.config import AdaptConfig
 from metagpen.adaptation.draws import album
-from metagpen.atomic import whole_file
+from metagpen.atomic import check_writable, whole_file
 from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
+from metagpen.evaluate.elsewhere import Elsewhere, export
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
 from metagpen.evaluate.judges import IN_LOSSES, network_fingerprint, say_who_is_in_losses
 from metagpen.evaluate.methods import SCHEDULES, Rivals
+from metagpen.evaluate.names import CEILING
 from metagpen.evaluate.protocol import assert_disjoint, code_fingerprint, people_of_split
 from metagpen.evaluate.records import append_line, whole_lines
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draws_of, load_support, load_task
@@ -85,7 +87,7 @@ class CurveSettings(Config):
             "wrong-person",
         ],
         description="names of metagpen.evaluate.methods; meta-KEY: adapt with meta_models[KEY]; "
-        "NAME-x4: a rival at four times its rates",
+        "NAME-x4: a rival at four times its rates; folder-NAME: what another program restored (see exported)",
     )
     shots: list[int] = Field(
         [1, 2, 4, 8, 16], description="photos to learn from; the most are set aside, fewer are the first of them"
@@ -116,10 +118,11 @@ class CurveSettings(Config):
         return values
 
     def shots_for(self, name: str) -> list[int]:
-        """Numbers of photos of a method: 0 for one that needs none."""
-        if methods.by_name(name).photos == "none":
+        """Numbers of photos of a method: 0 for one that needs none, or of which nothing else is said elsewhere."""
+        photos = methods.by_name(name).photos
+        if photos == "none":
             return [0]
-        return sorted(self.shots_of.get(name, self.shots))
+        return sorted(self.shots_of.get(name, [0] if photos == methods.ELSEWHERE else self.shots))
 
     def stops_for(self, name: str) -> list[int]:
         """Steps after which a method is measured: 0 for one that takes none."""
@@ -129,7 +132,7 @@ class CurveSettings(Config):
         """Itself. Raises ConfigError for a method that is unknown, or numbers that nobody could measure."""
         for name in self.methods:
             shots, stops = self.shots_for(name), self.stops_for(name)
-            if methods.by_name(name).photos != "none" and set(shots) - set(self.shots):
+            if set(shots) - {0} - set(self.shots) or (0 in shots and methods.by_name(name).photos in ("own", "wrong")):
                 raise ConfigError(f"shots_of: {name} asks for numbers of photos that are not in shots")
             for key, values in {"shots_of": shots, "steps_of": stops}.items():
                 if len(set(values)) < len(values):
@@ -138,6 +141,9 @@ class CurveSettings(Config):
                 raise ConfigError(f"shots_of: {name} needs one or more numbers of photos")
             if min(stops, default=-1) < 0:
                 raise ConfigError(f"steps of {name}: one or more numbers from 0 on are needed")
+        if self.min_queries < 2 and CEILING in self.methods:
+            raise ConfigError(f"min_queries: {CEILING} compares a person's queries, so everybody needs 2; leave either "
+                              "out")
         if self.adapt.compile:
             raise ConfigError("adapt.compile: rivals take their steps as they are, and so must ours; leave it out")
         if min(self.shots) < 1:
@@ -167,6 +173,7 @@ class CurveConfig(CurveSettings):
         min_length=1,
         description="label -> recogniser name or file; the first leads the tables",
     )
+    exported: str | None = Field(None, description="folder of `metagpen curve --export`, for the methods folder-NAME")
     lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
     people: list[Annotated[str, Field(coerce_numbers_to_str=True)]] | None = Field(
         None, min_length=1, description="only these of the split, by name: a part of a run that machines share"
@@ -206,7 +213,8 @@ class Case:
 
 @dataclass
 class Bench:
-    """Everything that measuring a unit needs. models: "" is the model, KEY that of the method meta-KEY.
+    """Everything that measuring a unit needs. models: "" is the model, KEY that of the method meta-KEY. elsewhere:
+    where the pictures of the methods folder-NAME lie, pictures: what these are known by.
 
     facts: columns that are the same in every row. A previews folder gets pictures of people who may be shown.
     """
@@ -223,6 +231,8 @@ class Bench:
     previews: Path | None = None
     preview: int = 2
     show: Sequence[str] = ()
+    elsewhere: Elsewhere | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
     _case: tuple[Any, Case | None] = field(default=(None, None), repr=False)
 
     def units(self) -> list[Unit]:
@@ -273,25 +283,36 @@ class Bench:
     def measure(self, unit: Unit) -> list[Row]:
         """Rows of one run, at every stop and under every degradation."""
         case, chosen, name = self.case(unit.seed, unit.person), methods.by_name(unit.method), unit.method
+        if chosen.photos == methods.ELSEWHERE:
+            return self.measure_elsewhere(unit, case)
         (model, recogniser), stops, schedule = self.model(name), self.settings.stops_for(name), self.schedule(name)
         photos = {"none": case.task.support, "own": case.task.support, "wrong": case.lent}[chosen.photos]
         own = album(list(photos[: unit.shots or None]), model.size, model.device)
         config = self.settings.adapt.model_copy(update={"seed": draws_of(unit.person, unit.seed)})
         lesson = methods.Lesson(model, own, config, self.settings.rivals, recogniser, chosen.rate or 1.0,
                                 self.facts["workers"])
-        if name == report.CEILING:
+        if name == CEILING:
             return self.rows(unit, UNDAMAGED, 0, 0.0, case.score.ceiling(), len(case.task.queries))
         rows = []
         for point in methods.checkpoints(chosen, lesson, stops, schedule):
             for degradation, poor in case.inputs.items():
                 # a run that diverged restores a grey picture, and is scored as one
                 images = in_batches(point.restore, poor, self.batch_size).nan_to_num(0.0)
-                if point.steps == stops[-1] and unit.shots in (0, max(self.settings.shots_for(name))):
+                if point.steps == stops[-1]:
                     self.picture(unit, degradation, case.task, images)
                 rows += self.rows(unit, degradation, point.steps, point.seconds, case.score(images), len(images))
         return rows
 
-    def rows(self, unit: Unit, degradation: str, steps: int, seconds: float, values: Mapping[str, float],
+    def measure_elsewhere(self, unit: Unit, case: Case) -> list[Row]:
+        """Rows of what another program restored; nobody knows in how many seconds."""
+        rows = []
+        for degradation, poor in case.inputs.items():
+            images = self.elsewhere.restored(unit.method, unit.shots, unit.seed, unit.person, degradation, poor)
+            self.picture(unit, degradation, case.task, images)
+            rows += self.rows(unit, degradation, 0, None, case.score(images), len(images))
+        return rows
+
+    def rows(self, unit: Unit, degradation: str, steps: int, seconds: float | None, values: Mapping[str, float],
              queries: int) -> list[Row]:
         """A row for every metric of one point."""
         rows = []
@@ -309,7 +330,7 @@ class Bench:
                 "value": value,
                 "seed": unit.seed,
                 "seconds": seconds,
-                "model": self.model(unit.method)[0].fingerprint[:12],
+                "model": self.pictures.get(unit.method) or self.model(unit.method)[0].fingerprint[:12],
                 "threads": torch.get_num_threads(),
                 "schedule": self.schedule(unit.method),
                 "queries": queries,
@@ -318,9 +339,11 @@ class Bench:
         return rows
 
     def picture(self, unit: Unit, degradation: str, task: Task, images: Tensor) -> None:
-        """Keeps the first restored photos of people who may be shown, under the first seed."""
+        """Keeps the first restored photos of people who may be shown, under the first seed, of the most photos."""
         named = f"{self.facts['dataset']}/{unit.person}"
         if self.previews is None or not self.preview or unit.seed != self.settings.seeds[0]:
+            return
+        if unit.shots != max(self.settings.shots_for(unit.method)):
             return
         if any(fnmatch(named, pattern) for pattern in self.show):
             for name, what in ((unit.method, images), ("truth", task.queries)):
@@ -345,6 +368,7 @@ def shots_curve(
     batch_size: int = 16,
     preview: int = 2,
     show: Sequence[str] = (),
+    exported: str | Path | None = None,
     **changes: Any,
 ) -> list[Row]:
     """Measure methods at numbers of photos and steps on held-out people: one row (`COLUMNS`) per number.
@@ -353,7 +377,8 @@ def shots_curve(
     shots, steps, degradations, seeds, ... (see `CurveSettings`). recognisers: label -> scorer, default the embedded
     one; a scorer that is also in the losses must have "in losses" in its label. recogniser: of start and losses,
     default each model's own. meta_models: for the methods meta-KEY. trained: people of the training; a person or a
-    photo (by SHA-256) in both is an error. folder: where to keep units, so that a killed run continues, and pictures
+    photo (by SHA-256) in both is an error. exported: the folder of the methods folder-NAME (see
+    `metagpen.evaluate.elsewhere`). folder: where to keep units, so that a killed run continues, and pictures
     of people whom `show` allows; none: nothing is written. workers: processes; with more than one, scripts need the
     usual `if __name__ == "__main__"`. threads: of torch in each process. The numbers do not depend on workers, nor on
     the order of people; for equal threads on one machine they are equal to the bit.
@@ -394,6 +419,7 @@ def shots_curve(
         Path(folder) if folder else None,
         preview,
         show,
+        *opened_elsewhere(exported, settings.methods),
     )
     for name in settings.methods:
         bench.model(name)  # so that a missing one is said before the first hour, not after
@@ -418,10 +444,11 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
     from metagpen import recognise
 
     config.check()
+    if config.output:
+        check_writable(config.output)
     model = metagpen.load(config.model, device=config.device)
     others = {key: metagpen.load(path, device=config.device) for key, path in config.meta_models.items()}
-    people, trained = people_of_split(config, config.layout, strict=False)
-    people = people.select((config.people or list(people))[: config.max_people])
+    people = people_of(config)
     scorers = {label: recognise.load(name) for label, name in config.recognisers.items()}
     lpips = load_lpips(path=config.lpips_backbone)
     settings = CurveSettings(**config.model_dump(include=set(CurveSettings.model_fields)))
@@ -433,6 +460,7 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
         "lpips": lpips is not None,
         "models": {key: one.fingerprint[:12] for key, one in {"": model, **others}.items()},
         "recognisers": {label: network_fingerprint(net) for label, net in scorers.items()},
+        "pictures": opened_elsewhere(config.exported, settings.methods)[1],
         "code": code_fingerprint(),
     }
     folder = Path(config.work_dir) / protocol.digest(facts)
@@ -442,7 +470,6 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
         settings=settings,
         recognisers=scorers,
         meta_models=others,
-        trained=trained,
         folder=folder,
         workers=config.workers,
         threads=config.threads,
@@ -451,13 +478,55 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
         batch_size=config.batch_size,
         preview=config.preview,
         show=config.show,
+        exported=config.exported,
     )
     if config.output:
         write_rows(config.output, rows)
     return rows, folder
 
 
+def opened_elsewhere(exported: str | Path | None, names: Iterable[str]) -> tuple[Elsewhere | None, dict[str, str]]:
+    """The folder of what other programs restored, and what their pictures are known by, where methods ask for it."""
+    wanted = [name for name in names if methods.by_name(name).photos == methods.ELSEWHERE]
+    if not wanted:
+        return None, {}
+    if exported is None:
+        raise ConfigError(f"method {wanted[0]}: exported must name the folder that metagpen curve --export made")
+    elsewhere = Elsewhere.open(exported)
+    return elsewhere, {name: elsewhere.digest(name) for name in wanted}
+
+
+def export_curve(config: CurveConfig, folder: str | Path) -> int:
+    """`metagpen curve --export`: what the config would measure, as pictures for other programs (the layout is that of
+    `metagpen.evaluate.elsewhere`); the number of damaged pictures. Raises DataError for a folder with something in it.
+    """
+    import metagpen
+
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: is there already and not empty; give another folder")
+    config.check()
+    size, people = metagpen.load(config.model).size, people_of(config)
+    people = measurable(people, config, size)
+    shots = max(config.shots)
+    each = ((seed, load_task(people, person, shots, size, seed, config.max_queries, config.min_queries))
+            for seed in config.seeds for person in sorted(people))
+    return export(folder, each, named_degradations(config.degradations), {
+        "dataset": people.set_name or "people", "size": size, "shots": shots, "seeds": config.seeds,
+        "degradations": config.degradations, "code": code_fingerprint()})
+
+
 # --- who is measured -----------------------------------------------------------------------------
+
+
+def people_of(config: CurveConfig) -> People:
+    """Those of the config's split whom it names, at most `max_people`. Raises DataError for people or photos that the
+    training saw, if the config says whom it saw."""
+    people, trained = people_of_split(config, config.layout, strict=False)
+    people = people.select((config.people or list(people))[: config.max_people])
+    if trained is not None:
+        assert_disjoint(people, trained)
+    return people
 
 
 def measurable(people: People, settings: CurveSettings, size: int) -> People:
@@ -582,6 +651,7 @@ def settings_of(bench: Bench) -> dict[str, Any]:
         "losses": {key: net and network_fingerprint(net) for key, net in bench.losses.items()},
         "recognisers": {label: network_fingerprint(net) for label, net in bench.recognisers.items()},
         "lpips": bench.lpips is not None,
+        "pictures": dict(bench.pictures),
         "code": code_fingerprint(),
     }
 

@@ -49,7 +49,8 @@ NEEDED = {
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("dataset", "degradation", "method", "metric", "identity", "model", "commit", "machine"), str),
     **dict.fromkeys(("shots", "steps", "seed", "queries"), int),
-    **dict.fromkeys(("value", "seconds"), (int, float)),
+    "value": (int, float),
+    "seconds": (int, float, type(None)),  # None: of what was made elsewhere
     **dict.fromkeys(("recogniser", "schedule"), (str, type(None))),
 }  # fmt: skip
 
@@ -127,17 +128,18 @@ def records_of(rows: Iterable[Row]) -> list[Record]:
         means = {name: fmean(found) for name, found in values.items()}
         queries = max(row.get("queries", 0) for row in members)
         commits = " ".join(sorted({row["commit"] for row in members}))
-        records.append(Record(*key, queries, fmean(row["seconds"] for row in members), commits, means))
+        records.append(Record(*key, queries, report.mean_seconds(row["seconds"] for row in members), commits, means))
     return records
 
 
-def complete(records: Sequence[Record]) -> list[Record]:
-    """Records of the people who were measured at every point, so that all means describe the same people."""
-    points = {record.key[1:] for record in records}
-    measured: dict[str, set] = defaultdict(set)
-    for record in records:
-        measured[record.person].add(record.key[1:])
-    kept = [record for record in records if measured[record.person] == points]
+def complete(rows: Iterable[Row]) -> list[Row]:
+    """Rows of the people who were measured at every point, each under the seeds that have every point, so that all
+    means describe the same people and draws."""
+    rows, measured = list(rows), defaultdict(set)
+    for row in rows:
+        measured[row["identity"], row["seed"]].add(tuple(row[name] for name in POINT))
+    points = set().union(*measured.values())
+    kept = [row for row in rows if measured[row["identity"], row["seed"]] == points]
     if not kept:
         raise DataError("no person was measured at every point yet; let metagpen curve go on")
     return kept
@@ -159,7 +161,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     for dataset, own in by_dataset(rows).items():
         machines = "; ".join(sorted({row["machine"] for row in own}))
         schedules = {row["method"]: row.get("schedule") for row in own}
-        for row in report.rows_of(complete(records_of(own)), dataset, machines):
+        for row in report.rows_of(records_of(complete(own)), dataset, machines):
             found.append(
                 {
                     **row,
@@ -178,9 +180,10 @@ def versus(rows: Iterable[Row], degradation: str, ours: tuple[str, int, int], th
     """
     found: dict[tuple[str, int, int], dict[str, float]] = {ours: {}, theirs: {}}
     key = metric + (f":{recogniser}" if recogniser else "")
-    for record in records_of(row for row in rows if row["degradation"] == degradation):
-        if (point := (record.method, record.shots, record.steps)) in found and key in record.values:
-            found[point][record.person] = record.values[key]
+    asked = [row for row in rows if row["degradation"] == degradation and row["metric"] == metric
+             and row["recogniser"] == recogniser and (row["method"], row["shots"], row["steps"]) in found]
+    for record in records_of(asked):
+        found[record.method, record.shots, record.steps][record.person] = record.values[key]
     both = set(found[ours]) & set(found[theirs])
     if not both:
         raise DataError(f"nobody was measured at both {ours} and {theirs} under {degradation} degradation in {key}")
@@ -281,10 +284,13 @@ def curves(records: Sequence[Record], degradation: str, key: str, axis: str) -> 
         for (shots, steps), members in sorted(places.items()):
             if (steps if axis == "shots" else shots) != (most_steps if axis == "shots" else most_shots):
                 continue
-            x = {"shots": shots, "steps": steps, "seconds": fmean(record.seconds for record in members)}[axis]
+            x = {"shots": shots, "steps": steps, "seconds": report.mean_seconds(one.seconds for one in members)}[axis]
+            if x is None:
+                continue
             interval = mean_interval({record.person: record.values[key] for record in members})
             points.append(Point(float(x), interval.mean, interval.lo, interval.hi))
-        lines[method] = sorted(points, key=lambda point: point.x)
+        if points:
+            lines[method] = sorted(points, key=lambda point: point.x)
     return lines
 
 
@@ -377,7 +383,7 @@ def write_report(rows_file: str | Path, folder: str | Path, previews: str | Path
     report.write_text(written[1], csv_text(summed))
     plots: dict[str, list[Path]] = {}
     for dataset, own in by_dataset(rows).items():
-        records = complete(records_of(own))
+        records = records_of(complete(own))
         for axis in AXES:
             path = folder / f"{dataset}_{axis}.png"
             figure = plot(records, axis, (recognisers_of(own) or [None])[0], f"{dataset}: quality against {AXES[axis]}")

@@ -55,7 +55,11 @@ def _pairs(restored: Path, truth: Path) -> list[tuple[Path, Path]]:
     for folder in (restored, truth):
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder of photos")
-    targets = {path.stem: path for path in faces.photos_in(truth)}
+    targets: dict[str, Path] = {}
+    for path in faces.photos_in(truth):
+        if path.stem in targets:
+            raise DataError(f"{path}: beside {targets[path.stem].name}, and names pair up without suffix; remove one")
+        targets[path.stem] = path
     images = faces.photos_in(restored)
     missing = [path.name for path in images if path.stem not in targets]
     if missing or not images:

@@ -34,7 +34,7 @@ from metagpen.adaptation.steps import begin, step_rates, steps_from
 from metagpen.config import Config
 from metagpen.devices import synchronise
 from metagpen.errors import ConfigError
-from metagpen.evaluate import report
+from metagpen.evaluate import names
 from metagpen.gpen import GPEN
 from metagpen.gpen.layers import ModulatedConv2d
 from metagpen.model import MetaGPEN
@@ -44,6 +44,7 @@ from metagpen.recognise.align import View
 from metagpen.restore.null_space import null_space
 from metagpen.schedule import warmup_cosine
 
+ELSEWHERE = "elsewhere"  # learned, or not, by another program: see metagpen.evaluate.elsewhere
 CONSTANT, PER_RUN, TUTORIAL, LEARNED = "constant", "per-run", "tutorial", "learned"
 SCHEDULES = (CONSTANT, PER_RUN)  # those that can be asked for; the others belong to a method
 Rates = Mapping[str, Tensor | float]
@@ -104,14 +105,14 @@ class Learner:
 
 @dataclass(frozen=True)
 class CurveMethod:
-    """A method by name. photos: "none", "own" or "wrong" (somebody else's). steps: whether it takes any.
+    """A method by name. photos: "none", "own", "wrong" (somebody else's) or "elsewhere". steps: whether it takes any.
 
     schedule: the one it insists on, None to follow the configuration. rate: on its rates in `Rivals`; None for a method
     that has none there.
     """
 
     name: str
-    build: Callable[[Lesson], Learner]
+    build: Callable[[Lesson], Learner] | None  # None: made elsewhere
     photos: str = "own"
     steps: bool = True
     schedule: str | None = None
@@ -154,15 +155,18 @@ def method(
 
 
 def by_name(name: str) -> CurveMethod:
-    """The method of this name; `meta-KEY` is `adapt` on another model, `NAME-x4` a rival at four times its rates.
+    """The method of this name; `meta-KEY` is `adapt` on another model, `NAME-x4` a rival at four times its rates,
+    `folder-NAME` what another program restored.
 
     Raises ConfigError for an unknown one.
     """
+    if name.startswith(names.FOLDER):
+        return CurveMethod(name, None, ELSEWHERE, steps=False)
     if name in METHODS or name.startswith("meta-"):
         return METHODS["adapt" if name.startswith("meta-") else name]
-    base, times = report.rate_of(name)
+    base, times = names.rate_of(name)
     if times == 1 or base not in METHODS:
-        raise ConfigError(f"unknown method '{name}'; choose from {', '.join(METHODS)}, meta-NAME, NAME-x4")
+        raise ConfigError(f"unknown method '{name}'; choose from {', '.join(METHODS)}, meta-NAME, folder-NAME, NAME-x4")
     if METHODS[base].rate is None:
         raise ConfigError(f"method '{name}': {base} has no rates under rivals")
     return replace(METHODS[base], name=name, rate=times)
@@ -236,7 +240,7 @@ def generic(lesson: Lesson) -> Learner:
     return Learner({}, lambda parameters, images: lesson.model.restore(images))
 
 
-@method(report.CEILING, photos="none", steps=False)
+@method(names.CEILING, photos="none", steps=False)
 def another_true_photo(lesson: Lesson) -> Learner:
     """Another true photo of the person in the restoration's place: what identity can reach at most, in kind.
 

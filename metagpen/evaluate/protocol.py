@@ -23,6 +23,7 @@ from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import report, tasks
 from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
 from metagpen.evaluate.judges import network_fingerprint, say_who_is_in_losses
+from metagpen.evaluate.names import CEILING
 from metagpen.evaluate.records import Record, RecordFile
 from metagpen.identities import People
 from metagpen.lpips_files import load_lpips
@@ -96,7 +97,7 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
         max_queries=config.max_queries, batch_size=config.batch_size, lpips=lpips, commit=report.commit(),
         done=store.records.keys(),
     )  # fmt: skip
-    total = len(people) * sum(1 if method.name == report.CEILING else len(degradations) for method in methods)
+    total = len(people) * sum(1 if method.name == CEILING else len(degradations) for method in methods)
     with progress_bar(config.progress, total, len(store.records)) as advance:
         for outcome in outcomes:
             store.append(outcome.record)

@@ -7,16 +7,16 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from metagpen.atomic import write_text
 from metagpen.errors import DataError
-from metagpen.evaluate.report import write_text
 
 
 @dataclass(frozen=True)
 class Record:
     """One person under one method and degradation: means over that person's queries, keyed by metric.
 
-    Keys are `psnr`, `ssim`, `sharpness`, `lpips` and `identity:NAME`, `deg:NAME` for each recogniser. `seconds` is
-    the time of `adapt` for this person.
+    Keys are those of `engine.Scorer`: `psnr`, ..., and `identity:NAME`, `person:NAME`, ... for each recogniser.
+    `seconds` is the time of learning this person, None where nobody took it.
     """
 
     person: str
@@ -25,7 +25,7 @@ class Record:
     shots: int
     steps: int
     queries: int
-    seconds: float
+    seconds: float | None
     commit: str
     values: dict[str, float] = field(hash=False)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from metagpen.atomic import write_text
 from metagpen.errors import DataError
+from metagpen.evaluate.names import BASELINE, CEILING, FOLDER, rate_of
 from metagpen.evaluate.statistics import mean_interval, paired_gain
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ ROW_KEYS = (
     "machine",
 )
 LOWER_IS_BETTER = {"lpips", "deg", "person_deg"}
-BASELINE = "generic"
-CEILING = "other-photo"
 
 
 def rows_of(records: Iterable[Record], dataset: str, machine: str, seed: int = 0) -> list[Row]:
@@ -109,13 +108,19 @@ def rows_of(records: Iterable[Record], dataset: str, machine: str, seed: int = 0
                     fraction_of_ceiling=mean.mean / ceilings[key] if key in ceilings else None,
                     identities=len(members),
                     queries=sum(m.queries for m in members),
-                    seconds_per_identity=sum(m.seconds for m in members) / len(members),
+                    seconds_per_identity=mean_seconds(m.seconds for m in members),
                     seed=seed,
                     commit=" ".join(sorted({m.commit for m in members})),
                     machine=machine,
                 )
             )
     return rows
+
+
+def mean_seconds(seconds: Iterable[float | None]) -> float | None:
+    """Their mean; None where one is not known."""
+    known = list(seconds)
+    return None if None in known else fmean(known)
 
 
 def shared_keys(group: Mapping[str, Record], people: Iterable[str]) -> list[str]:
@@ -234,14 +239,10 @@ LABELS = {
 }
 
 
-def rate_of(method: str) -> tuple[str, float]:
-    """("lora-4", 16.0) of "lora-4-x16", a rival at so many times its rates; (method, 1.0) of another."""
-    found = re.fullmatch(r"(.+)-x(\d+(?:\.\d+)?)", method)
-    return (found[1], float(found[2])) if found else (method, 1.0)
-
-
 def label_of(method: str) -> str:
     """The method's name in tables and plots."""
+    if method.startswith(FOLDER):
+        return f"{method.removeprefix(FOLDER)} (restored elsewhere)"
     base, times = rate_of(method)
     return LABELS.get(base, base) + (f" at {times:g} times its rates" if times != 1 else "")
 
@@ -327,7 +328,7 @@ def figures_table(
             percent(person["mean"] / ceiling["mean"] if person and ceiling else None),
             worse_off(first) if shots else "–",
             *others,
-            f"{line[0]['seconds_per_identity']:.1f}" if shots else "–",
+            "–" if not shots or first["seconds_per_identity"] is None else f"{first['seconds_per_identity']:.1f}",
         ]
 
     return table(headers, [cells(line) for line in lines.values()])

@@ -1,7 +1,7 @@
 """What one person is measured on: support, queries, their damage, and who lends photos in the wrong-person control.
 
 Everything is fixed by a seed, the person's name and the files' names: no batch size, order, number of people or
-machine can change an input.
+machine can change an input; only who lends photos to whom depends on who is there.
 """
 
 from __future__ import annotations

@@ -27,11 +27,10 @@ from ..adaptation.loop import default_recogniser, describe
 from ..adaptation.objective import Objective
 from ..adaptation.optimise import Adam
 from ..adaptation.steps import rate
-from ..atomic import whole_file
+from ..atomic import whole_file, write_text
 from ..config import SEEDS, same_run
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate.engine import in_batches
-from ..evaluate.report import write_text
 from ..faces import save_photo
 from ..gpen.discriminator import Discriminator
 from ..model import MetaGPEN

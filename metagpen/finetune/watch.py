@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..atomic import whole_file
+from ..atomic import whole_file, write_text
 from ..errors import DataError
 from ..evaluate import metrics
-from ..evaluate.report import contact_sheet, write_text
+from ..evaluate.report import contact_sheet
 from ..faces import to_pil
 from ..lpips_files import load_lpips
 from ..recognise import Recogniser
