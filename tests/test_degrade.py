@@ -509,7 +509,7 @@ def test_names():
     assert mixture.weights == [2.0, 1.0] and mixture.parts[0].face_px == (9, 9)
     with pytest.raises(ConfigError, match="did you mean 'bsrgan'"):
         by_name("bsrgam")
-    with pytest.raises(ConfigError, match="bsrgan, gfpgan, heavy, mixed"):
+    with pytest.raises(ConfigError, match="bsrgan, extreme, gfpgan, hard, heavy, mixed, moderate, none"):
         by_name("zzz")
     with pytest.raises(ConfigError, match="did you mean 'downsample'"):
         by_name("gfpgan", downsampel=(1, 2))
@@ -535,6 +535,18 @@ def test_names():
 def test_impossible_settings_are_named(name, settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         by_name(name, **settings)
+
+
+def test_levels_of_damage_are_names_like_others():
+    assert by_name("hard").face_px == (16, 16) and by_name("extreme").face_px == (8, 8)
+    assert isinstance(by_name("moderate"), BSRGANDegradation) and by_name("Moderate").scale == 1
+    assert by_name("hard", face_px=(12, 12), jpeg_p=0.0).face_px == (12, 12)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, None, "often"])
+def test_a_probability_is_one_number(value):
+    with pytest.raises(ConfigError, match="blur_p must be a number from 0 to 1"):
+        by_name("heavy", blur_p=value)
 
 
 @pytest.mark.parametrize("parts, message", [

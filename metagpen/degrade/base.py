@@ -113,3 +113,10 @@ def check_range(name: str, values: Sequence[float], low: float, high: float = fl
     if not fine:
         raise ConfigError(f"{name} must be two numbers (least, most) from {low:g} to {high:g}, not {values!r}")
     return least, most
+
+
+def check_probability(name: str, value: float) -> float:
+    """Itself, from 0 to 1; `ConfigError` that names the setting otherwise."""
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(f"{name} must be a number from 0 to 1, not {value!r}")
+    return value

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from . import ops
-from .base import Degradation, check_range
+from .base import Degradation, check_probability, check_range
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class GFPGANDegradation(Degradation):
         self.downsample = check_range("downsample", downsample, 0.1)
         self.noise = check_range("noise", noise, 0.0, 255.0)
         self.jpeg = check_range("jpeg", jpeg, 1, 100)
-        self.grey = check_range("grey", (grey, 1.0), 0.0, 1.0)[0]
+        self.grey = check_probability("grey", grey)
         self.reference_size = reference_size
 
     def draw(self, dice: ops.Dice, height: int, width: int) -> GFPGANRecipe:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .base import Degradation, check_range
+from .base import Degradation, check_probability, check_range
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class HeavyDegradation(Degradation):
         self.face_px = check_range("face_px", face_px, 1)
         self.noise = check_range("noise", noise, 0.0, 255.0)
         self.jpeg = check_range("jpeg", jpeg, 1, 100)
-        self.jpeg_p = check_range("jpeg_p", (jpeg_p, 1.0), 0.0, 1.0)[0]
+        self.jpeg_p = check_probability("jpeg_p", jpeg_p)
         self.blur = check_range("blur", blur, 0.0)
-        self.blur_p = check_range("blur_p", (blur_p, 1.0), 0.0, 1.0)[0]
+        self.blur_p = check_probability("blur_p", blur_p)
 
     def draw(self, dice: ops.Dice, height: int, width: int) -> HeavyRecipe:
         """See `Degradation.draw`."""

@@ -36,8 +36,15 @@ _BUILDERS = {
     "none": NoDegradation,
 }
 
+#: Levels of damage that are measured under: of what, and with which settings.
+LEVELS = {
+    "moderate": ("bsrgan", {"scale": 1}),
+    "hard": ("heavy", {"face_px": (16, 16)}),
+    "extreme": ("heavy", {"face_px": (8, 8)}),
+}
+
 #: The names that `by_name` knows.
-NAMES = tuple(sorted(_BUILDERS))
+NAMES = tuple(sorted({*_BUILDERS, *LEVELS}))
 
 
 def by_name(name: str, /, **settings: Any) -> Degradation:
@@ -45,10 +52,11 @@ def by_name(name: str, /, **settings: Any) -> Degradation:
 
     Names are known in any case: "BSRGAN" is "bsrgan".
     """
-    name = name if name in _BUILDERS else str(name).lower()
-    if name not in _BUILDERS:
+    name = name if name in NAMES else str(name).lower()
+    if name not in NAMES:
         raise ConfigError(f"there is no degradation {name!r}{_nearest(name, NAMES)}; known: {', '.join(NAMES)}")
-    builder = _BUILDERS[name]
+    kind, preset = LEVELS.get(name, (name, {}))
+    builder, settings = _BUILDERS[kind], {**preset, **settings}
     if builder is not mixed:
         known = list(inspect.signature(builder).parameters)
         for key in settings:

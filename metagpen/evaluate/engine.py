@@ -13,6 +13,7 @@ from torch import Tensor
 from metagpen.errors import ConfigError
 from metagpen.evaluate import metrics, report
 from metagpen.evaluate.judges import say_who_is_in_losses
+from metagpen.evaluate.names import CEILING
 from metagpen.evaluate.records import Record
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draws_of, load_support, load_task
 from metagpen.identities import People
@@ -31,12 +32,7 @@ class Method:
 
 UNDAMAGED = "none"
 PSNR_MOST = 100.0  # dB: of what is equal it would be infinite, which no mean and no JSON can hold
-LEVELS = {  # degradations of evaluation by name: what of `degrade.by_name`, and its settings
-    "moderate": ("bsrgan", {"scale": 1}),
-    "hard": ("heavy", {"face_px": (16, 16)}),
-    "extreme": ("heavy", {"face_px": (8, 8)}),
-}
-METHOD_NAMES = ("input", "generic", "start", "adapt", "zero", "wrong-start", "wrong-adapt", report.CEILING)
+METHOD_NAMES = ("input", "generic", "start", "adapt", "zero", "wrong-start", "wrong-adapt", CEILING)
 
 
 def methods_for(names: Sequence[str], shots: Sequence[int], steps: int) -> list[Method]:
@@ -59,7 +55,7 @@ def methods_for(names: Sequence[str], shots: Sequence[int], steps: int) -> list[
         "zero": [Method("zero", "own", descending[0], steps, start=False)],
         "wrong-start": [Method("wrong-start", "wrong", descending[0], 0)],
         "wrong-adapt": [Method("wrong-adapt", "wrong", descending[0], steps)],
-        report.CEILING: [Method(report.CEILING)],
+        CEILING: [Method(CEILING)],
     }
     return [method for name in names for method in table[name]]
 
@@ -178,7 +174,7 @@ def evaluate_people(
         inputs = {name: damage(task, name, degrade, seed) for name, degrade in degradations.items()}
         score = Scorer(task, recognisers, lpips)
         for method in [method for method in methods if todo[method]]:
-            if method.name == report.CEILING:
+            if method.name == CEILING:
                 yield Outcome(_record(task, UNDAMAGED, method, score.ceiling(), 0.0, commit), None)
                 continue
             support = task.support
@@ -193,7 +189,7 @@ def evaluate_people(
 
 def _missing(person: str, method: Method, degradations: Iterable[str], done: Container[tuple]) -> list[str]:
     """The degradations under which this person and method are not measured yet; true photos are not degraded."""
-    names = [UNDAMAGED] if method.name == report.CEILING else degradations
+    names = [UNDAMAGED] if method.name == CEILING else degradations
     return [name for name in names if (person, name, method.name, method.shots, method.steps) not in done]
 
 
@@ -231,8 +227,7 @@ def evaluate(
 
 
 def named_degradations(names: Sequence[str]) -> dict[str, Degrade]:
-    """Degradations by name: those of `degrade.by_name`, and `moderate`, `hard` and `extreme` (see `LEVELS`)."""
+    """Degradations by name, as `degrade.by_name` knows them."""
     from metagpen import degrade
 
-    levels = {name: LEVELS.get(name, (name, {})) for name in names}
-    return {name: degrade.by_name(base, **settings) for name, (base, settings) in levels.items()}
+    return {name: degrade.by_name(name) for name in names}
