@@ -1,6 +1,6 @@
-"""What docs/evidence.md says to be careful about, from the rows that are committed: how sure the leads over rivals are
-after a correction for their number, whether the people by whom rates and filters were not chosen say the same, and what
-each draw of photos says alone. Prints; writes nothing.
+"""What docs/evidence/protocol.md says to be careful about, from the rows that are committed: how sure the leads over
+rivals are after a correction for their number, whether the people by whom rates and filters were not chosen say the
+same, and what each draw of photos says alone. Prints; writes nothing.
 
     python benchmarks/cautions.py
 """
@@ -11,7 +11,7 @@ from collections.abc import Container, Sequence
 
 import evidence
 import numpy as np
-from scipy.stats import beta, norm, t, ttest_1samp
+from scipy.stats import norm, t, ttest_1samp
 
 Row, Point = evidence.Row, evidence.Point
 
@@ -64,8 +64,6 @@ def main() -> None:
     for n in (12, 25):
         wider = t.ppf(0.975, n - 1) / norm.ppf(0.975) * (n / (n - 1)) ** 0.5
         print(f"Student's interval over the bootstrap's, {n} people: {wider:.2f}")
-    for n in (25, 55):
-        print(f"0 of {n} worse: at most {beta.ppf(0.975, 1, n):.3f}")
 
 
 if __name__ == "__main__":

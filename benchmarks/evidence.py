@@ -1,4 +1,4 @@
-"""What the shots curves say: the goals, the tables and the plots of docs/evidence.md, from the rows alone.
+"""What the shots curves say: the goals, tables and plots of docs/evidence.md and its pages, from the rows alone.
 
     make bench-evidence        # RUNS but curve_meta, which needs one's own trainings; then this script; or one by one:
     metagpen curve -c configs/curve_128.yml -s output=benchmarks/results/curve_128.jsonl.gz
@@ -8,9 +8,10 @@
     python benchmarks/evidence.py --dry          # print; write nothing
     python benchmarks/evidence.py --previews runs/curve/<folder>/previews    # the picture of the London run, too
 
-Tables go between the markers of docs/evidence.md, plots and the tables of everything that was measured to
-docs/evidence/, and what the meta-model gains, beside the fine-tune of equal budget, to benchmarks/results/meta.json. A
-run's rows are those of NAME.jsonl.gz and NAME+*.jsonl.gz; what both have must be the same, up to rounding.
+Tables go between the markers of docs/evidence.md and docs/evidence/*.md, plots and the tables of everything that was
+measured to docs/evidence/, and what the meta-model gains, beside the fine-tune of equal budget, to
+benchmarks/results/meta.json. A run's rows are those of NAME.jsonl.gz and NAME+*.jsonl.gz; what both have must be the
+same, up to rounding.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import measure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import beta
 
-from metagpen.atomic import whole_file
+from metagpen.atomic import whole_file, write_text
 from metagpen.errors import DataError
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.names import rate_of
@@ -50,6 +52,14 @@ Judge = Callable[[Sequence[Row], Sequence[Row], str], tuple[str, str]]  # rows, 
 OURS, ONE, FINETUNE = ("adapt", 5, 32), ("adapt", 1, 32), ("finetune", 5, 2000)
 TUNED = ("finetune@n-x4", 5, 32)  # fine-tuning at its best rate, after as many steps as ours
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
+SETS = {"curve_128": ("CelebA: 25 people, 5 photos", 5), "curve_lfw": ("LFW: 30 people, 5 photos", 5),
+        "curve_london": ("London: 102 people, 1 photo", 1)}  # fmt: skip
+SHORT = (("identity gained", "adapt", "generic", "identity"), ("PSNR gained, dB", "adapt", "generic", "psnr"),
+         ("LPIPS, less is better", "adapt", "generic", "lpips"), ("sharpness", "adapt", "generic", "sharpness"),
+         ("identity gained from somebody else's photos", "wrong-person", "generic", "identity"),
+         ("ours minus LoRA: identity", "adapt", "lora-16-x16", "identity"),
+         ("ours minus LoRA: PSNR, dB", "adapt", "lora-16-x16", "psnr"),
+         ("ours minus LoRA: LPIPS", "adapt", "lora-16-x16", "lpips"))  # LoRA at its best rate on CelebA
 REACHED, UNDECIDED, MISSED = measure.REACHED, measure.UNDECIDED, measure.MISSED
 NOT_YET = "Not measured yet."
 ROUNDING = 1e-4  # what another processor, or another order of sums, may change in a row
@@ -78,16 +88,17 @@ def worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=(REACHED, UNDECIDED, MISSED).index)
 
 
-def goals(curve: Sequence[Row], long: Sequence[Row] = (), sixteen: Sequence[Row] = ()) -> str:
+def goals(curve: Sequence[Row], long: Sequence[Row] = (), sixteen: Sequence[Row] = (), lfw: Sequence[Row] = ()) -> str:
     """What was asked for, what was found, and whether that is enough. Faces of 16 px, five photos, val people."""
     lines = long_goals(long) if long else [["ours after 32 steps against the fine-tune after 2,000", NOT_YET, "–"]]
     lines += [growth_goal(rows) for rows in (curve, sixteen) if rows]
     wrong = against(curve, WRONG, GENERIC, "identity")
     lines.append(["somebody else's photos gain no identity, upper end at most +0.02", interval(wrong),
                   REACHED if wrong.hi <= 0.02 else MISSED if wrong.lo > 0 else UNDECIDED])
-    own = against(curve, OURS, GENERIC, "identity")
-    lines.append(["fewer than 10 % of people worse than generic in identity", f"{own.worse} of {own.identities}",
-                  REACHED if own.worse < 0.1 * own.identities else MISSED])
+    for runs, who in (([curve], ""), ([curve, lfw], ", LFW too")) if lfw else (([curve], ""),):
+        own = how_many_worse(runs)
+        lines.append([f"fewer than 10 % of people worse than generic in identity{who}",
+                      f"{own.worse} of {own.people}, {own.least:.0%} to {own.most:.0%}", own.fewer_than(0.1)])
     trick = [against(curve, OURS, MEAN_FACE, metric) for metric in ("identity", "sharpness")]
     lines.append(["above the blend with the mean face in identity and sharpness", ", ".join(map(interval, trick)),
                   worst(map(above, trick))])
@@ -96,6 +107,63 @@ def goals(curve: Sequence[Row], long: Sequence[Row] = (), sixteen: Sequence[Row]
     lines.append([f"identity above every rival after 32 steps; the closest is *{label_of(closest[0])}*",
                   interval(simpler[closest]), worst(map(above, simpler.values()))])
     return table(["to be reached at 16 px, 5 photos", "measured", "verdict"], lines)
+
+
+class Worse(NamedTuple):
+    """How many people of how many, and the 95 % interval of their share in the many more that there are (Clopper and
+    Pearson 1934)."""
+
+    worse: int
+    people: int
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, worse: int, people: int) -> Worse:
+        least = beta.ppf(0.025, worse, people - worse + 1) if worse else 0.0
+        most = beta.ppf(0.975, worse + 1, people - worse) if worse < people else 1.0
+        return cls(worse, people, float(least), float(most))
+
+    def fewer_than(self, share: float) -> str:
+        return REACHED if self.most < share else MISSED if self.least >= share else UNDECIDED
+
+
+def how_many_worse(runs: Iterable[Sequence[Row]]) -> Worse:
+    """People of several runs whom ours leaves with less identity than the generic model, at 16 px."""
+    own = [against(rows, OURS, GENERIC, "identity") for rows in runs]
+    return Worse.of(sum(gain.worse for gain in own), sum(gain.identities for gain in own))
+
+
+def in_short(runs: dict[str, list[Row]], summed: dict[str, list[Row]]) -> str:
+    """The sets side by side under every damage: identity before and after, and what else is gained and lost."""
+    names = [name for name in SETS if name in runs]
+    lines = []
+    for damage, said in DAMAGE.items():
+        lines.append([f"**{said}**: identity, generic model and ours",
+                      *(" → ".join(mean_identity(summed[name], damage, point) for point in (GENERIC, ours_in(name)))
+                        for name in names)])
+        lines += [[what, *(gain_in(runs[name], (ours, *ours_in(name)[1:]), theirs, metric, damage) for name in names)]
+                  for what, ours, theirs, metric in SHORT]
+    return table(["", *(SETS[name][0] for name in names)], lines)
+
+
+def ours_in(name: str) -> Point:
+    return "adapt", SETS[name][1], OURS[2]
+
+
+def mean_identity(summed: Sequence[Row], damage: str, point: Point) -> str:
+    method, shots, steps = point
+    row = report.find(summed, degradation=damage, method=method, shots=shots, steps=steps, metric="identity",
+                      recogniser=SCORER)
+    return f"{row['mean']:.2f}"
+
+
+def gain_in(rows: Sequence[Row], ours: Point, theirs: str, metric: str, damage: str) -> str:
+    """Ours minus a method on as many photos after as many steps, or the generic model; a dash where one was not
+    measured."""
+    point = GENERIC if theirs == GENERIC[0] else (theirs, *ours[1:])
+    there = {(row["method"], row["shots"], row["steps"]) for row in rows}
+    return interval(against(rows, ours, point, metric, damage), COMPARED[metric]) if {ours, point} <= there else "–"
 
 
 def growth_goal(rows: Sequence[Row]) -> list[str]:
@@ -338,8 +406,8 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
     """The page's tables by the name of their markers; the rows and summaries of the runs that there are."""
     rows = {name: curve_report.complete(read_run(name)) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
-    found = dict.fromkeys(("goals", "adaptation", "rivals", "rates", "start", "filters", "meta", "photos", "sixteen",
-                           "steps", "long", "long_hard", "strength", "london", "lfw", "precision"), NOT_YET)
+    found = dict.fromkeys(("short", "goals", "adaptation", "rivals", "rates", "start", "filters", "meta", "photos",
+                           "sixteen", "steps", "long", "long_hard", "strength", "london", "lfw", "precision"), NOT_YET)
     for name, make in {"curve_128": of_curve, "curve_start": of_start, "curve_meta": of_meta, "curve_16": of_sixteen,
                        "curve_rates": of_rates, "curve_128_long": of_long, "curve_long_hard": of_long_hard,
                        "curve_strength": of_strength, "curve_london": of_london, "curve_lfw": of_lfw,
@@ -347,7 +415,9 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
         if name in rows:
             found |= make(rows[name], summed[name])
     if "curve_128" in rows:
-        found["goals"] = goals(rows["curve_128"], rows.get("curve_long_hard", ()), rows.get("curve_16", ()))
+        found["short"] = in_short(rows, summed)
+        found["goals"] = goals(*(rows.get(name, ()) for name in ("curve_128", "curve_long_hard", "curve_16",
+                                                                 "curve_lfw")))
     return found, rows, summed
 
 
@@ -470,6 +540,17 @@ def write_picture(previews: Path) -> None:
         report.contact_sheet(lines, tile=128).save(temporary, format="JPEG", quality=90)
 
 
+def put_on_pages(found: dict[str, str]) -> None:
+    """Every table between its markers, on whichever page has them. Raises DataError for one that has no place."""
+    pages = {path: path.read_text(encoding="utf-8") for path in (PAGE, *sorted(FOLDER.glob("*.md")))}
+    for name, text in found.items():
+        begin, end = measure.markers(name)
+        path = next((path for path, page in pages.items() if begin in page), PAGE)
+        pages[path] = report.replace_between(pages[path], begin, end, text)
+    for path, page in pages.items():
+        write_text(path, page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry", action="store_true", help="print the tables; write nothing")
@@ -480,12 +561,9 @@ def main() -> None:
         print(f"\n## {name}\n\n{text}")
     if arguments.dry:
         return
-    page = PAGE.read_text(encoding="utf-8")
-    for name, text in found.items():
-        page = report.replace_between(page, *measure.markers(name), text)
-    report.write_text(PAGE, page)
+    put_on_pages(found)
     for name, own in summed.items():
-        report.write_text(FOLDER / f"{name}.csv", curve_report.csv_text(own))
+        write_text(FOLDER / f"{name}.csv", curve_report.csv_text(own))
     if "curve_128" in rows:
         report.write_json(RESULTS / "meta.json", meta_rows(rows["curve_128"], summed["curve_128"]))
     if "curve_rates" in rows:

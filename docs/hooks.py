@@ -1,4 +1,5 @@
-"""What mkdocs adds to the pages of this folder: files of the repository's root, the examples, the API reference.
+"""What mkdocs adds to the pages of this folder: files of the repository's root, the examples, the API reference, and
+all keys of the configurations.
 
 The reference has a page for the library and one for each room, with the names in its `__all__` and their docstrings;
 mkdocstrings reads the sources and imports nothing.
@@ -7,11 +8,16 @@ mkdocstrings reads the sources and imports nothing.
 from __future__ import annotations
 
 import ast
+import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "metagpen"
@@ -28,6 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages."""
     pages = {page: from_root((ROOT / source).read_text(encoding="utf-8")) for source, page in ROOT_PAGES.items()}
     pages["examples.md"] = examples_page(sorted((ROOT / "examples").glob("*.py")))
+    pages["reference/configuration.md"] = configuration_page()
     pages |= {f"reference/{name}.md": reference_page(name) for name in ("metagpen", *rooms())}
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
@@ -59,6 +66,58 @@ def examples_page(files: list[Path]) -> str:
         parts.append(f"## {file.name}\n\n{said}\n\n??? example \"The code\"\n\n"
                      + "".join(f"    {line}\n" for line in ["```python", *body.splitlines(), "```"]))
     return "\n\n".join(parts)
+
+
+def configuration_page() -> str:
+    """Every key of every configuration: its type, default and meaning; what a mapping holds is a section below it."""
+    from metagpen.adaptation.config import AdaptConfig
+    from metagpen.evaluate.curve import CurveConfig
+    from metagpen.evaluate.protocol import EvaluateConfig
+    from metagpen.meta.train import MetaConfig
+    from metagpen.recognise.distil import DistilConfig
+    from metagpen.train import TrainConfig
+
+    parts = ["# Configuration\n\nAll keys that `-c file.yml` and `-s key=value` take, from the sources. A key without "
+             "a default must be given. Keys of a mapping are reached with a dot: `-s adapt.steps=8`."]
+    for command, config in {"train": TrainConfig, "meta-train": MetaConfig, "adapt and adapt-many": AdaptConfig,
+                            "evaluate": EvaluateConfig, "curve": CurveConfig,
+                            "python -m metagpen.recognise.distil": DistilConfig}.items():
+        parts += [f"## {command}", *(section(*one) for one in with_inner(config, ""))]
+    return "\n\n".join(parts)
+
+
+def with_inner(config: type[BaseModel], where: str) -> Iterator[tuple[type[BaseModel], str]]:
+    """A configuration, then those of its mappings, each with the key that it is under."""
+    yield config, where
+    for name, field in config.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from with_inner(kind, f"{where}{name}.")
+
+
+def section(config: type[BaseModel], where: str) -> str:
+    """A table of one configuration's keys, after what its docstring says."""
+    said = inspect.cleandoc(config.__doc__ or "")
+    lines = [f"| `{where}{name}` | {kind_of(field)} | {default_of(field)} | {field.description or ''} |"
+             for name, field in config.model_fields.items()]
+    head = f"### {where.rstrip('.')}\n\n" if where else ""
+    return head + "\n".join([said, "", "| key | type | default | |", "|---|---|---|---|", *lines])
+
+
+def kind_of(field: FieldInfo) -> str:
+    kind = field.annotation
+    name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+    name = re.sub(r"typing\.Annotated\[([\w.]+), .*?\)\]\)\]", r"\1", name)  # limits are told when they are passed
+    return "`" + re.sub(r"[\w.]+\.(?=\w)", "", name).replace("NoneType", "None").replace("|", "or") + "`"
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "see below"
+    return f"`{str(value) if isinstance(value, Path) else repr(value)}`".replace("|", "\\|")
 
 
 def rooms() -> list[str]:

@@ -218,7 +218,7 @@ LABELS = {
     "wrong-start": "wrong person's photos, start",
     "wrong-adapt": "wrong person's photos, adapt",
     CEILING: "another true photo (ceiling in kind)",
-    "finetune": "fine-tune, the tutorial's schedule",
+    "finetune": "fine-tune, its whole schedule",
     "finetune@n": "fine-tune, its schedule cut to n steps",
     "lora-4": "LoRA on the decoder, rank 4",
     "lora-16": "LoRA on the decoder, rank 16",
