@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 
 from metagpen import recognise
 from metagpen.identities import PackedPhotos, People, load_people, pack, split, write_split
-from metagpen.train import embed_all
+from metagpen.runs import embed_all
 
 RECOGNISER = measure.SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
 SETS = ("celeba_wild_256", "lfw_176")

@@ -28,6 +28,11 @@ SHORT = Repr()  # of wrong values in messages: a file can hold any amount of the
 SHORT.maxstring, SHORT.maxlist, SHORT.maxlevel = 200, 12, 2
 
 
+def seed_of_step(seed: int, step: int) -> int:
+    """What a step's generator is seeded with: the same in a run that was stopped and goes on."""
+    return (seed * 1_000_003 + step) % SEEDS
+
+
 class Config(BaseModel):
     """Base of every configuration: typed fields with defaults, nothing else accepted."""
 
@@ -64,13 +69,13 @@ class Config(BaseModel):
             lines = [_explain(cls, problem, source, set(flags)) for problem in error.errors()]
             raise ConfigError("; ".join(dict.fromkeys(lines))) from None
 
-
     @classmethod
-    def as_stored(cls, text: str, without: Iterable[str] = ()) -> dict[str, Any]:
+    def as_stored(cls, text: str, without: Iterable[str] | Mapping[str, Any] = ()) -> dict[str, Any]:
         """The configuration that a run kept as JSON, with today's defaults for settings that it did not know, and
-        without some. Raises ConfigError for one that is of another version."""
-        kept = {key: value for key, value in json.loads(text).items() if key not in without}
-        return cls.from_dict(kept, source="the run's own configuration").model_dump(mode="json", exclude=set(without))
+        without some, given as pydantic's `exclude`. Raises ConfigError for one that is of another version."""
+        free = without if isinstance(without, Mapping) else dict.fromkeys(without, True)
+        kept = {key: value for key, value in json.loads(text).items() if free.get(key) is not True}
+        return cls.from_dict(kept, source="the run's own configuration").model_dump(mode="json", exclude=free)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -146,10 +151,9 @@ def _assignments(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple
 def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys[:-1], start=1):
         below = data.get(key)
-        if below is None:
-            below = data[key] = {}
-        if not isinstance(below, dict):
+        if not isinstance(below, dict | None):
             raise ConfigError(f"{'.'.join(keys)!r}: {'.'.join(keys[:depth])!r} holds a value, not a section")
+        data[key] = below = dict(below or {})  # a copy: of a YAML alias there is one, in two places
         data = below
     data[keys[-1]] = value
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .gpen.discriminator import Discriminator, FaceRegionDiscriminator
 from .losses import ProjectedCritic, discriminator_loss, feature_matching, generator_loss, r1_penalty
+from .tensors import shapes
 
 
 class Seen(NamedTuple):
@@ -139,6 +140,10 @@ class Projected(Critic):
         fake = self.network(seen.restored.detach(), [m.detach() for m in seen.maps])
         return {f"critic_depth_{k}": discriminator_loss(a.float(), b.float())
                 for k, (a, b) in enumerate(zip(real, fake, strict=True))}
+
+    def inherit(self, older: Critic) -> None:
+        if shapes(self.network.state_dict()) == shapes(older.network.state_dict()):  # or it looks through another one
+            super().inherit(older)
 
 
 def critics_of(stage: Any, channel_multiplier: float, narrow: float, depths: Callable[[], list[int]],

@@ -8,34 +8,29 @@ was killed and resumed sees the batches it would have seen, and ends with the nu
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TextIO
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from . import degrade, devices, recognise
-from .adaptation.draws import mirror
-from .atomic import forget_later_steps, whole_file
-from .config import SEEDS, Config, Device, Seed, same_run
+from .atomic import forget_later_steps
+from .config import Config, Device, Seed, same_run, seed_of_step
 from .critics import Seen, Shown, critics_of
 from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet
 from .faces import to_pil
+from .faces.align import mirror
 from .gpen import GPEN
 from .gpen.growth import grow
 from .graphs import Captured, make_capturable, set_rate
@@ -44,8 +39,20 @@ from .losses import RecogniserLoss, VGGLoss, chroma_l1, gradient_l1, l1, luma
 from .model import MetaGPEN
 from .person.start import IdentityStart
 from .recognise.align import View
+from .runs import (
+    TAKE_ANOTHER,
+    ema_with_warmup,
+    embed_all,
+    go_on_from,
+    log_of_step,
+    must_be_finite,
+    progress_bar,
+    resize,
+    run_or_go_on,
+    same_photos,
+    write_state,
+)
 from .schedule import warmup_cosine
-from .tensors import write_tensors
 from .weights import load
 from .workers import finishing
 
@@ -53,12 +60,12 @@ JUDGED = slice(1, 4)  # of VGG-16's depths; the finest costs much, and the criti
 # What a resumed run may have otherwise: nothing that shaped its numbers so far.
 FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "cuda_graphs", "threads", "workers", "card",
                   "save_every", "sheet_every"}
-TAKE_ANOTHER = "take another output_dir, or the configuration that the run began with"
 
 
 class LossWeights(Config):
-    """Weights of the terms; a term of weight 0 is not computed. Beside them, wherever the recogniser looks anyway, the
-    gate's estimate of the severity learns with weight 1: nothing else depends on its weights."""
+    """Weights of the terms. A term of weight 0 is not computed, but for l1, and for perceptual and identity, which come
+    of one look of the recogniser's. Wherever that looks, the gate's estimate of the severity learns with weight 1:
+    nothing else depends on its weights."""
 
     l1: float = 1.0
     gradient: float = 0.0
@@ -73,11 +80,8 @@ class LossWeights(Config):
 
 
 class Stage(Config):
-    """A stretch of training at one size with one set of losses.
-
-    min_source_side: native pixels that a target must have. train_trunk: false trains only the decoder's top level,
-    the one that growth added; everything below runs without a graph, which halves the cost.
-    """
+    """A stretch of training at one size with one set of losses. min_source_side: native pixels that a target must
+    have."""
 
     size: int = Field(gt=0)
     steps: int = Field(gt=0)
@@ -92,7 +96,6 @@ class Stage(Config):
     min_source_side: int = 0
     r1: float = 1.0
     r1_every: int = Field(16, gt=0)
-    train_trunk: bool = True
     recogniser_share: float = Field(1.0, gt=0, le=1, description="of each batch: what the recogniser looks at, which "
                                                                  "costs more than the network itself")
 
@@ -189,19 +192,26 @@ class Placed(NamedTuple):
 
 
 class Batches:
-    """Reproducible batches: `draw(step)` depends on the seed and the step alone."""
+    """Reproducible batches: `draw` depends on the seed, the step and the stage alone. part: of the split."""
 
     def __init__(self, photos: PackedPhotos, embeddings: Tensor, degradation: degrade.Degradation,
-                 config: TrainConfig):
+                 config: TrainConfig, part: str):
         self.photos, self.embeddings, self.degradation, self.config = photos, embeddings, degradation, config
+        self.part = part
         self.members = [torch.nonzero(photos.person == p).flatten() for p in range(len(photos.names))]
 
-    def draw(self, step: int, stage: Stage) -> Batch:
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % SEEDS)
+    def allowed(self, stage: Stage) -> Tensor:
+        """The photos that a stage may draw. Raises DataError where there is none."""
         sides = self.photos.source_side.nan_to_num(nan=float("inf"))  # unknown counts as sharp
         allowed = torch.nonzero(sides >= stage.min_source_side).flatten()
         if not len(allowed):
-            raise DataError(f"no training photo has a native side of {stage.min_source_side} px; lower min_source_side")
+            raise DataError(f"no photo of the people marked '{self.part}' has a native side of {stage.min_source_side} "
+                            "px; lower min_source_side")
+        return allowed
+
+    def draw(self, step: int, stage: Stage) -> Batch:
+        generator = torch.Generator().manual_seed(seed_of_step(self.config.seed, step))
+        allowed = self.allowed(stage)
         chosen = allowed[torch.randint(len(allowed), (stage.batch_size,), generator=generator)]
         truth = self.photos.batch(chosen)
         landmarks = self.photos.landmarks[chosen].clone()
@@ -236,42 +246,6 @@ class Steps(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         return self.batches.draw(step, self.stage)
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """Antialiased reduction to size x size; the images themselves when they have it."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-
-
-def embed_all(recogniser: recognise.Recogniser, photos: PackedPhotos, bf16: bool, cache_dir: Path,
-              batch: int = 64) -> Tensor:
-    """Embeddings [N, D] of all packed photos, by the recogniser where it lies; kept in a file named after the photos,
-    the recogniser and the precision."""
-    device = next((value.device for value in recogniser.parameters()), torch.device("cpu"))
-    bf16 = bf16 and devices.has_bf16(device)
-    digest = hashlib.sha256(photos.digest.encode() + str(bf16).encode())
-    for value in recogniser.state_dict().values():
-        digest.update(value.float().cpu().numpy().tobytes())
-    file = cache_dir / f"embeddings_{digest.hexdigest()[:20]}.safetensors"
-    if file.exists():
-        return load_file(file)["embeddings"]
-    parts = []
-    with torch.no_grad(), devices.bf16_autocast(device, bf16):
-        for index in torch.arange(len(photos)).split(batch):
-            crops, landmarks = photos.batch(index).to(device), photos.landmarks[index].to(device)
-            parts.append(recogniser.embed(crops, landmarks).float().cpu())
-    embeddings = torch.cat(parts)
-    write_tensors(file, {"embeddings": embeddings})
-    return embeddings
-
-
-def ema_with_warmup(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
-    """Moving average whose horizon grows with the run, so that it forgets the random beginning quickly."""
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-    return update
 
 
 class Trainer:
@@ -326,9 +300,7 @@ class Trainer:
         """Take these networks into the present stage: fresh averages, optimisers and, if it needs one, critic."""
         self.model = model.to(self.device)
         self.average = AveragedModel(self.model, multi_avg_fn=ema_with_warmup(self.config.ema))
-        self.model.requires_grad_(self.stage.train_trunk)
-        for module in self.model.gpen.generator.top_level:
-            module.requires_grad_(True)
+        self.model.requires_grad_(True)
         if self.config.gate is not None:
             self.model.gate.slope.requires_grad_(False)
             self.model.gate.centre.requires_grad_(False)
@@ -336,8 +308,7 @@ class Trainer:
         mapping = {id(p) for p in self.model.gpen.generator.style.parameters()}
         groups = [{"params": [p for p in self.trained if id(p) not in mapping], "factor": 1.0},
                   {"params": [p for p in self.trained if id(p) in mapping], "factor": self.config.mapping_rate}]
-        self.optimiser = torch.optim.Adam([group for group in groups if group["params"]], lr=self.stage.lr,
-                                          betas=(self.stage.beta1, 0.99))
+        self.optimiser = torch.optim.Adam(groups, lr=self.stage.lr, betas=(self.stage.beta1, 0.99))
         looks_through_vgg = self.stage.loss.projected and self.stage.critic_sees == "vgg"
         wants_vgg = self.stage.loss.lpips or looks_through_vgg
         self.vgg = VGGLoss(self.config.compile).to(self.device) if wants_vgg else None
@@ -373,8 +344,7 @@ class Trainer:
     def next_stage(self) -> None:
         """Continue from the averaged weights: grow if the next stage is larger, keep critics where they fit."""
         self.stage_index, self.stage_start = self.stage_index + 1, self.step
-        number = self.config.seed * 1_000_003 + self.stage_index
-        torch.manual_seed(number % SEEDS)  # for new layers, resumed or not
+        torch.manual_seed(seed_of_step(self.config.seed, self.stage_index))  # for new layers, resumed or not
         older = self.critics
         self._install(grow_to(self.average.module, self.stage.size))
         for name in self.critics.keys() & older.keys():
@@ -489,7 +459,8 @@ class Trainer:
         """On watched people: identity cosine (by the loss's recogniser) and PSNR, generic and with the start."""
         batch = self.to_device(self.watched.draw(0, self.stage))
         model = self.average.module
-        nobody, somebody = (batch._replace(known=torch.full_like(batch.known, known)) for known in (0, 1))
+        nobody = batch._replace(known=torch.zeros_like(batch.known))
+        somebody = batch._replace(known=batch.identity.any(dim=1).float())  # a single photo says nothing about others
         outputs = {"generic": self.forward(model, nobody), "start": self.forward(model, somebody)}
         figures = {}
         for name, restored in outputs.items():
@@ -514,15 +485,14 @@ class Trainer:
                  "optimiser": self.optimiser.state_dict()}
         for name, critic in self.critics.items():
             state |= {name: critic.network.state_dict(), f"{name}_optimiser": critic.optimiser.state_dict()}
-        with whole_file(self.folder / "last.pt") as temporary:
-            torch.save(state, temporary)
+        write_state(self.folder / "last.pt", state)
         self.average.module.save(self.folder / "ema.safetensors")
 
     def resume(self) -> bool:
+        return go_on_from(self.folder / "last.pt", self.device, self._take_up)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         path = self.folder / "last.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True, map_location=self.device)
         if state["stage_index"] >= len(self.config.stages):
             raise CheckpointError(f"{path}: was written in stage {state['stage_index'] + 1}, the configuration has "
                                   f"only {len(self.config.stages)} stages")
@@ -539,7 +509,6 @@ class Trainer:
             critic.network.load_state_dict(state[name])
             critic.optimiser.load_state_dict(state[f"{name}_optimiser"])
         self._prepare_update()  # the device may be another one
-        return True
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -547,10 +516,8 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         forget_later_steps(self.folder / "log.jsonl", self.step)
         total = sum(stage.steps for stage in self.config.stages)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress, (self.folder / "log.jsonl").open("a") as log:
-            bar = progress.add_task("train", total=total, completed=self.step)
+        with (progress_bar("train", total, self.step, console) as show,
+              (self.folder / "log.jsonl").open("a") as log):
             upcoming = self.upcoming()
             while True:
                 if self.step - self.stage_start >= self.stage.steps:
@@ -572,8 +539,8 @@ class Trainer:
                         console.print({k: round(v, 4) for k, v in record.items()})
                 if self.step % self.config.save_every == 0:
                     self.save()
-                progress.update(bar, completed=self.step, description=f"{self.stage.size} px  "
-                                f"loss {record['l1']:.3f}  {record['photos_per_second']:.0f} photos/s")
+                show(self.step, f"{self.stage.size} px  loss {record['l1']:.3f}  "
+                                f"{record['photos_per_second']:.0f} photos/s")
         self.save()
         return self.folder / "ema.safetensors"
 
@@ -583,40 +550,6 @@ def _bound(config: dict[str, Any], stage: int) -> dict[str, Any]:
     stages = [dict(own) for own in config["stages"][:stage + 1]]
     stages[-1].pop("steps")  # the present one may be made longer, and others follow
     return {**config, "stages": stages}
-
-
-def same_photos(path: Path, state: Mapping[str, Any], photos: PackedPhotos) -> None:
-    """Raises CheckpointError when a run that began on other photos would go on: its draws name photos by number."""
-    if state.get("photos", photos.digest) != photos.digest:
-        raise CheckpointError(f"{path}: the run began on other photos than those now in data; bring them back, or "
-                              "take another output_dir")
-
-
-def must_be_finite(norm: Tensor | float, trainer: Resumable) -> None:
-    """Raises ConfigError before numbers that are not finite reach the files."""
-    if not math.isfinite(norm):
-        raise ConfigError(f"step {trainer.step}: a loss or gradient is not finite; what was saved before is sound. "
-                          "Begin another run from it, at lower rates")
-
-
-def tensorboard(folder: Path, begin: int) -> Any | None:
-    """A SummaryWriter that forgets what lies after step `begin`; None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=begin + 1)  # the first that goes
-
-
-@contextmanager
-def log_of_step(log: TextIO, record: dict[str, Any], trainer: Resumable) -> Iterator[None]:
-    """Writes the record of the step that is taken inside, also when watching afterwards is interrupted."""
-    try:
-        yield
-    finally:
-        if trainer.step > record["step"]:
-            log.write(json.dumps(record) + "\n")
-            log.flush()
 
 
 def grow_to(model: MetaGPEN, size: int) -> MetaGPEN:
@@ -641,7 +574,9 @@ def prepare(config: TrainConfig) -> Trainer:
         if name not in parts_of_people:
             raise DataError(f"{config.split}: no person of these folders is marked '{name}'")
         photos = pack(parts_of_people[name], config.pack_size, cache, workers=2)
-        parts[name] = Batches(photos, embed_all(recogniser, photos, config.bf16, cache), degradation, config)
+        parts[name] = Batches(photos, embed_all(recogniser, photos, config.bf16, cache), degradation, config, name)
+        for stage in config.stages:
+            parts[name].allowed(stage)  # it had better be told now that a later stage will have none
     in_losses = recognise.load(config.loss_recogniser, config.device) if config.loss_recogniser else recogniser
     return Trainer(config, parts["train"], parts["val"], recogniser.dim, in_losses)
 
@@ -654,25 +589,3 @@ def train(config: TrainConfig, resume: bool = True) -> Path:
     path = run_or_go_on(prepare(config), console, resume)
     console.print(f"done: {path}, contact sheets and log.jsonl beside it")
     return path
-
-
-class Resumable(Protocol):
-    """A trainer that saves all it needs to go on."""
-
-    step: int
-
-    def run(self, console: Console) -> Path: ...
-    def save(self) -> None: ...
-    def resume(self) -> bool: ...
-
-
-def run_or_go_on(trainer: Resumable, console: Console, resume: bool = True) -> Path:
-    """Run a trainer from where it was, or from the beginning; an interruption saves before it passes on."""
-    if resume and trainer.resume():
-        console.print(f"resumed at step {trainer.step}")
-    try:
-        return trainer.run(console)
-    except KeyboardInterrupt:
-        trainer.save()
-        console.print(f"interrupted at step {trainer.step}; run the same command to go on from there")
-        raise

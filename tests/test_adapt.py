@@ -19,13 +19,14 @@ from torch.utils._pytree import tree_leaves
 
 import metagpen
 from metagpen.adaptation import AdaptConfig, adapt, adapt_many, adversarial, album
-from metagpen.adaptation.draws import draw, mirror, supports
+from metagpen.adaptation.draws import draw, supports
 from metagpen.adaptation.objective import Objective
 from metagpen.adaptation.optimise import BETAS, EPS, Adam, sgd
 from metagpen.adaptation.recorded import RecordedSteps
 from metagpen.adaptation.steps import PlainSteps, begin, last_rates, step_rates
 from metagpen.errors import ConfigError, PhotoError
 from metagpen.faces import FFHQ_LANDMARKS
+from metagpen.faces.align import mirror
 from metagpen.gpen.discriminator import Discriminator
 from metagpen.losses import generator_loss
 from metagpen.person import AdapterSpec, PersonStore, restore_many

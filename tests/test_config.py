@@ -90,6 +90,11 @@ def test_overrides_win_and_leave_the_rest(write, overrides):
     )
 
 
+def test_an_override_changes_one_of_two_sections_that_a_file_writes_once(write):
+    config = Training.from_yaml(write("network_g: &one {rate: 1}\noptimiser: *one\n"), ["optimiser.rate=2"])
+    assert (config.generator.rate, config.optimiser.rate) == (1, 2)
+
+
 def test_the_last_override_wins():
     assert Training.from_yaml(overrides=["seed=1", "seed=2"]).seed == 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 from importlib import import_module
@@ -427,12 +428,36 @@ def test_another_run_in_the_folder_is_refused(options, tiny_recogniser, tmp_path
         finetune(options, tiny_recogniser)
     (options.folder / "training_states" / "latest.state").write_bytes(b"half")
     write_face(tmp_path / "GT" / "001.png", 1)
-    with pytest.raises(CheckpointError, match="latest.state: damaged"):
+    with pytest.raises(CheckpointError, match="latest.state: damaged .*; move .*ada away to begin again"):
+        finetune(options, tiny_recogniser)
+    torch.save({"iteration": 1}, options.folder / "training_states" / "latest.state")
+    with pytest.raises(CheckpointError, match="latest.state: not a state of this training .*; move .*ada away"):
         finetune(options, tiny_recogniser)
     (options.folder / "training_states" / "latest.state").unlink()
     with pytest.raises(DataError, match="holds models but no training state"):
         finetune(options, tiny_recogniser)
     assert models == sorted((path, path.read_bytes()) for path in (options.folder / "models").iterdir())
+
+
+def test_an_option_that_a_run_did_not_know_has_its_default(options, tiny_recogniser, finished):
+    path = options.folder / "training_states" / "latest.state"
+    state = torch.load(path, weights_only=True)
+    known = json.loads(state["options"])
+    del known["train"]["release"], known["network_g"]["nf"]
+    torch.save(state | {"options": json.dumps(known)}, path)
+    with pytest.raises(ConfigError, match="holds a run with network_g.nf = None, now it is 64"):
+        finetune(options, tiny_recogniser)
+    assert finetune(changed(options, network_g={"nf": None}), tiny_recogniser).model == finished.model
+
+
+def test_it_computes_where_the_options_say_and_takes_the_recogniser_there(options, tiny_recogniser, monkeypatch):
+    moved = []
+    monkeypatch.setattr(tiny_recogniser, "to", lambda device: moved.append(device) or tiny_recogniser)
+    with pytest.raises(DataError, match="device 'abacus' is not available here"):
+        finetune(changed(options, device="abacus"), tiny_recogniser)
+    run = FineTune(changed(options, device="cpu"), tiny_recogniser, cli.out)
+    assert moved == [torch.device("cpu")] == [run.device]
+    finetune(changed(options, device="abacus", train={"total_iters": 1}), tiny_recogniser, device="cpu")
 
 
 def test_going_on_from_another_runs_model(options, tiny_recogniser, finished):

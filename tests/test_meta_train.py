@@ -96,6 +96,33 @@ def test_tensorboard_gets_what_the_log_gets_also_of_a_run_that_goes_on(config):
             (step, pytest.approx(value, rel=1e-6)) for step, value in enumerate(logged, 1)]
 
 
+def test_tensorboards_file_is_closed_also_when_the_run_fails(config, monkeypatch):
+    board = pytest.importorskip("torch.utils.tensorboard")
+    closed, close = [], board.SummaryWriter.close
+    monkeypatch.setattr(board.SummaryWriter, "close", lambda writer: closed.append(writer) or close(writer))
+    monkeypatch.setattr(meta.Trainer, "train_step", lambda *_: {}["nothing"])
+    with pytest.raises(KeyError):
+        meta.meta_train(config)
+    assert len(closed) == 1
+
+
+def test_who_is_watched_is_read_once(config, monkeypatch):
+    read, load_task = [], meta.tasks.load_task
+    monkeypatch.setattr(meta.tasks, "load_task", lambda *given, **more: read.append(given[1]) or load_task(
+        *given, **more))
+    meta.meta_train(config.model_copy(update={"validate_every": 2}))
+    assert read == ["eve"]
+
+
+@pytest.mark.parametrize("content", [b"half", {"step": 1}, ["no", "state"]])
+def test_a_damaged_state_is_named_with_what_to_do(config, content):
+    config.output_dir.mkdir()
+    path = config.output_dir / "last.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt: (damaged|not a state of this training) .*; delete it"):
+        meta.meta_train(config)
+
+
 def test_a_photo_on_both_sides_of_the_validation_is_told_before_the_training(config):
     eve = config.data[0] / "eve"
     for file in sorted(eve.iterdir())[1:]:
@@ -417,7 +444,7 @@ def test_what_cannot_work_is_refused_early(config, change, error, message):
 def test_people_kept_back_from_the_base_can_be_learned_on_alone(config):
     config.split.write_text(config.split.read_text().replace("bob,train", "bob,kept"))
     trainer = meta.prepare(config.model_copy(update={"part": "kept"}))
-    assert trainer.data.photos.names == ["bob"] and list(trainer.data.watched) == ["eve"]
+    assert trainer.data.photos.names == ["bob"] and [task.person for task in trainer.data.watched] == ["eve"]
     assert meta.prepare(config).data.photos.names == ["ada", "cyd", "solo"]
 
 

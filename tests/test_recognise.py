@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 
 from metagpen.errors import CheckpointError, ConfigError, DataError
@@ -475,6 +478,82 @@ def test_distillation_resumes_to_the_same_numbers(tmp_path, shared):
     resumed.config.rate *= 2
     with pytest.raises(ConfigError, match="holds a run with rate = 0.003, now it is 0.006"):
         resumed.resume()
+
+
+@pytest.fixture
+def few_faces(shared, tmp_path, monkeypatch):
+    """What makes trainers of four steps, two apart and two joined, on six random faces."""
+    from metagpen.recognise import distil
+
+    people = SimpleNamespace(photos=list, items=lambda: [("ada", [0, 1, 2]), ("bob", [3, 4, 5])])
+    monkeypatch.setattr(distil, "people_of", lambda config, part: people)
+    monkeypatch.setattr(distil, "read_faces", lambda photos, margin=16: torch.randint(
+        0, 256, (6, 3, 128 + 2 * margin, 128 + 2 * margin), dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(margin)))
+    return partial(distilling, tmp_path / "run", shared)
+
+
+def test_the_log_of_a_distillation_holds_means_over_the_steps_that_had_a_term(few_faces):
+    trainer = few_faces()
+    terms, plain = [], trainer.train_step
+    trainer.train_step = lambda faces: terms.append(plain(faces)) or terms[-1]
+    trainer.run(Console(quiet=True))
+    lines = [json.loads(line) for line in (trainer.output / "log.jsonl").read_text().splitlines()]
+    logged, = [line for line in lines if line["event"] == "train"]
+    assert logged["step"] == 4
+    for name in ("loss", "map0", "relation", "cosine_degraded"):  # the last two of the joined steps alone
+        values = [float(one[name]) for one in terms if name in one]
+        assert logged[name] == pytest.approx(sum(values) / len(values), rel=1e-5)
+
+
+def test_a_distillation_whose_numbers_are_not_finite_stops_before_they_are_saved(few_faces):
+    trainer = few_faces()
+    plain = trainer.train_step
+
+    def broken(faces):
+        terms = plain(faces)
+        if trainer.step == 4:
+            next(iter(trainer.average.state_dict().values())).fill_(float("nan"))
+            return terms | {"loss": torch.tensor(float("nan"))}
+        return terms
+
+    trainer.train_step = broken
+    with pytest.raises(ConfigError, match="step 4: a loss or gradient is not finite"):
+        trainer.run(Console(quiet=True))
+    with pytest.raises(ConfigError, match="step 4: a loss or gradient is not finite"):
+        trainer.save()
+    assert not (trainer.output / "state.pt").exists()
+
+
+def test_an_interrupted_distillation_is_saved_and_goes_on(few_faces, monkeypatch):
+    from metagpen.recognise import distil
+
+    plain = distil.Trainer.train_step
+
+    def interrupted(trainer, faces):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        return plain(trainer, faces)
+
+    monkeypatch.setattr(distil.Trainer, "train_step", interrupted)
+    config = few_faces().config
+    with pytest.raises(KeyboardInterrupt):
+        distil.distil(config)
+    resumed = few_faces()
+    assert resumed.resume() and resumed.step == 2
+    monkeypatch.setattr(distil.Trainer, "train_step", plain)
+    assert distil.distil(config).step == 4
+
+
+def test_a_damaged_state_of_a_distillation_is_named_with_what_to_do(few_faces):
+    trainer = few_faces()
+    path = trainer.output / "state.pt"
+    path.write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"state\.pt: damaged .*; delete it to begin again"):
+        trainer.resume()
+    torch.save({"step": 3}, path)
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a state of this training .*; delete it to begin again"):
+        trainer.resume()
 
 
 def test_augmentation_is_seeded_and_in_range():

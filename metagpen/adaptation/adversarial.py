@@ -61,8 +61,7 @@ def person_step(objective: Objective, parameters: Parameters, support: Support, 
                 critic: Discriminator | None = None) -> tuple[Parameters, Tensor, dict[str, float]]:
     """One step of one person, against `critic` if there is one: (parameters, restored [B, 3, S, S], losses before it).
 
-    Only tensors that have a rate move.
-    support: (truth, degraded, landmarks) as `draw` gives them.
+    Only tensors that have a rate move. support: as `draw` or `placed` gives it.
     """
     truth, poor, landmarks = support
     parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .. import degrade, recognise
 from ..errors import PhotoError
-from ..faces import FFHQ_LANDMARKS, LEFT_RIGHT, single_face, to_tensor
+from ..faces import FFHQ_LANDMARKS, single_face, to_tensor
+from ..faces.align import mirror
 from ..faces.photo import PhotoSource, crop_of, photo_list
 from ..recognise.align import View
 from .config import AdaptConfig
@@ -94,13 +95,6 @@ def draw(albums: Sequence[Album], degradation: degrade.Degradation, config: Adap
     """Fresh (truth, degraded, landmarks) of every person: [P·B, 3, S, S] twice and [P·B, 5, 2], person-major."""
     thrown = [throw(own, degradation, config, generator) for own, generator in zip(albums, generators, strict=True)]
     return carry_out(albums, thrown, degradation)
-
-
-def mirror(landmarks: Tensor, size: int) -> Tensor:
-    """Landmarks [B, 5, 2] of horizontally flipped images: x mirrored (continuous pixels), left and right exchanged."""
-    flipped = landmarks[:, LEFT_RIGHT].clone()
-    flipped[..., 0] = size - flipped[..., 0]
-    return flipped
 
 
 class Drawn(IterableDataset):

@@ -25,7 +25,7 @@ class Objective:
 
     def __init__(self, model: MetaGPEN, config: AdaptConfig, recogniser: recognise.Recogniser | None,
                  origin: Tensor | None):
-        self.model, self.config, self.origin = model, config, origin
+        self.model, self.config, self.spec, self.origin = model, config, config.spec, origin
         self.degradation = degrade.full_size(config.degradation)
         self.recogniser_loss = RecogniserLoss(recogniser) if recogniser else None
         self.autocast = partial(bf16_autocast, model.device, config.bf16)
@@ -35,8 +35,8 @@ class Objective:
         with self.autocast():
             share, filling = self.model.look(poor)
             return self.forward(self.model.gpen, poor.contiguous(memory_format=torch.channels_last), parameters,
-                                self.config.spec, frozen=True, share=share, filling=filling,
-                                bases=self.model.bases_of(self.config.spec.decoder_rank)).float()
+                                self.spec, frozen=True, share=share, filling=filling,
+                                bases=self.model.bases_of(self.spec.decoder_rank)).float()
 
     def terms(self, parameters: Parameters, restored: Tensor, truth: Tensor, poor: Tensor,
               landmarks: Tensor | View) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from ..errors import PhotoError
 
@@ -140,6 +141,13 @@ def outside_share(image: Image.Image, landmarks: np.ndarray) -> float:
     grid = (np.stack(np.meshgrid(np.arange(64), np.arange(64)), -1).reshape(-1, 2) + 0.5) / 64
     points = transform(grid, invert(crop_matrix(landmarks, 1)))
     return float(1 - ((points >= 0) & (points < image.size)).all(1).mean())
+
+
+def mirror(landmarks: Tensor, size: int) -> Tensor:
+    """Landmarks [B, 5, 2] of horizontally flipped images: x mirrored (continuous pixels), left and right exchanged."""
+    flipped = landmarks[:, LEFT_RIGHT].clone()
+    flipped[..., 0] = size - flipped[..., 0]
+    return flipped
 
 
 def transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -18,25 +18,26 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from .. import recognise
 from ..adaptation.adversarial import CRITIC_BETAS, critic_step, person_step, release_last_layers
-from ..adaptation.loop import default_recogniser, describe
+from ..adaptation.draws import Album
+from ..adaptation.loop import default_recogniser, describe, mean_identities
 from ..adaptation.objective import Objective
 from ..adaptation.optimise import Adam
 from ..adaptation.steps import rate
-from ..atomic import whole_file, write_text
-from ..config import SEEDS, same_run
+from ..atomic import write_text
+from ..config import same_run, seed_of_step
+from ..devices import pick_device
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate.engine import in_batches
 from ..faces import save_photo
 from ..gpen.discriminator import Discriminator
 from ..model import MetaGPEN
-from ..person import Person, folded, mean_identity, new_parameters
+from ..person import Person, folded, new_parameters
 from ..recognise import Recogniser
-from ..train import tensorboard
+from ..runs import go_on_from, progress_bar, tensorboard, write_state
 from ..weights import load
 from ..weights.files import read_state
 from ..workers import finishing
@@ -59,10 +60,10 @@ class Finished:
 
 
 def finetune(options: Options, recogniser: Recogniser | None = None, console: Console | None = None,
-             device: str = "cpu") -> Finished:
+             device: str | None = None) -> Finished:
     """Fine-tune as the options say, or go on where the same command was stopped.
 
-    recogniser: of losses and the identity column in place of the model's own. device: where to compute.
+    recogniser: of losses and the identity column in place of the model's own. device: in place of `options.device`.
     Raises PhotoError or DataError for unusable pairs, ConfigError for options that fit neither the model nor the run
     that lies in the folder, CheckpointError for weights that do not fit.
     """
@@ -71,30 +72,25 @@ def finetune(options: Options, recogniser: Recogniser | None = None, console: Co
     return run.run()
 
 
-class WithoutGate(MetaGPEN):
-    """The model as a fine-tune sees it: what it adds for everybody stays, the whole person is let in."""
-
-    def look(self, images: Tensor) -> tuple[None, Tensor | None]:
-        return None, super().look(images)[1]
-
-
 class FineTune:
     """One person's parameters, the discriminator, their optimisers, and the iteration at which they are."""
 
-    def __init__(self, options: Options, recogniser: Recogniser | None, console: Console, device: str):
-        self.options, self.console, self.device = options, console, torch.device(device)
+    def __init__(self, options: Options, recogniser: Recogniser | None, console: Console,
+                 device: str | None = None):
+        self.options, self.console = options, console
+        self.device = torch.device(device or pick_device(options.device))
         self.folder, self.schedule = options.folder, options.train
-        self.model = load(options.path.pretrain_network_g or "embedded", device)
+        self.model = load(options.path.pretrain_network_g or "embedded", self.device)
         gpen = self.model.gpen
         self.config = options.adapt_config(gpen)
-        self.spec = replace(self.config.spec, gated=False)
-        without_gate = WithoutGate(gpen, self.model.start, self.model.card).frozen()
-        in_losses = recogniser or default_recogniser(without_gate, self.config)
-        self.objective = Objective(without_gate, self.config, in_losses, None)
-        self.in_losses = in_losses
+        self.spec = replace(self.config.spec, gated=False)  # the whole person is let in
+        recogniser = recogniser.to(self.device) if recogniser else None
+        self.in_losses = recogniser or default_recogniser(self.model, self.config)
+        self.objective = Objective(self.model, self.config, self.in_losses, None)
+        self.objective.spec = self.spec
         self.pairs, self.held_out = self._pairs(recogniser)
-        self.template = None if in_losses is None else mean_embedding(in_losses, self.pairs)
-        self.iteration, self.seconds = options.start_iter, 0.0
+        self.template = self._template()
+        self.iteration, self.seconds, self.board = options.start_iter, 0.0, None
         self.parameters = new_parameters(gpen, self.spec, 1, torch.Generator().manual_seed(options.manual_seed))
         self.optimiser = Adam()
         self.critic = self._critic()
@@ -120,6 +116,13 @@ class FineTune:
         name = self.options.val.recogniser or self.model.card.get("recogniser", "embedded")
         return pairs, HeldOut(held, recogniser or recognise.load(name))
 
+    def _template(self) -> Tensor | None:
+        """Who the sharp photos show, [E], unit length: what a Person's photos are matched by."""
+        if self.in_losses is None:
+            return None
+        sharp = Album(self.pairs.truth.to(self.device), self.pairs.landmarks.to(self.device))
+        return mean_identities([sharp], self.in_losses)[0].cpu()
+
     def _critic(self) -> Discriminator | None:
         """The discriminator given, or one from scratch; None when no stage 2 would ask it."""
         if not self.schedule.losses.adversarial or self.schedule.joint_from >= self.schedule.total_iters:
@@ -144,7 +147,7 @@ class FineTune:
 
     def batch(self, iteration: int) -> Batch:
         """(truth, degraded, landmarks) of an iteration: a function of the seed and its number."""
-        generator = torch.Generator().manual_seed((self.options.manual_seed * 1_000_003 + iteration) % SEEDS)
+        generator = torch.Generator().manual_seed(seed_of_step(self.options.manual_seed, iteration))
         drawn = draw(self.pairs, self.options.datasets.train, self.objective.degradation, generator)
         return tuple(part.to(self.device) for part in drawn)
 
@@ -224,27 +227,21 @@ class FineTune:
         """Iterate to the end; a checkpoint every `save_checkpoint_freq` iterations and at the end.
 
         An interruption waits for the iteration that is under way, and saves the state."""
-        options, end = self.options, self.schedule.total_iters
-        self.board = tensorboard(self.folder / "tb_logger", self.iteration) if options.logger.use_tb_logger else None
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn())
+        end, wanted = self.schedule.total_iters, self.options.logger.use_tb_logger
         try:
-            with Progress(*columns, console=self.console) as progress:
-                bar = progress.add_task("fine-tune", total=end, completed=self.iteration)
+            with (tensorboard(self.folder / "tb_logger", self.iteration, wanted) as self.board,
+                  progress_bar("fine-tune", end, self.iteration, self.console) as show):
                 while self.iteration < end:
                     with finishing():  # so that an interruption finds nothing half learned, and no row missing
                         began = time.perf_counter()
                         logged = self.step()
                         self.seconds += time.perf_counter() - began
                         self._after(logged)
-                    progress.update(bar, completed=self.iteration, description=f"loss {logged['loss']:.3f}")
+                    show(self.iteration, f"loss {logged['loss']:.3f}")
         except KeyboardInterrupt:
             self._save_state()
             self.say(f"interrupted at iteration {self.iteration}; run the same command to go on from there")
             raise
-        finally:
-            if self.board is not None:
-                self.board.close()
         return self._finished()
 
     def _after(self, logged: Mapping[str, float]) -> None:
@@ -299,10 +296,9 @@ class FineTune:
                     f"{self.options.label}: {len(self.held_out.pairs)} held-out, {len(self.pairs)} trained on")
 
     def _to_board(self, part: str, values: Mapping[str, float | None]) -> None:
-        if getattr(self, "board", None) is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self.board.add_scalar(f"{part}/{name}", value, self.iteration)
+        for name, value in values.items() if self.board else ():
+            if value is not None:
+                self.board.add_scalar(f"{part}/{name}", value, self.iteration)
 
     # -- files --------------------------------------------------------------------------------------------------
 
@@ -334,48 +330,33 @@ class FineTune:
     def state_file(self) -> Path:
         return self.folder / "training_states" / "latest.state"
 
-    def _bound(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one that it goes on with."""
-        return self.options.model_dump(mode="json", exclude=FREE_TO_CHANGE)
-
     def _photos(self) -> str:
         """Which pictures are trained on and which are watched."""
         return "/".join([self.pairs.digest, *([self.held_out.pairs.digest] if self.held_out else [])])
 
     def _save_state(self) -> None:
-        state = {"iteration": self.iteration, "seconds": self.seconds, "options": yaml.safe_dump(self._bound()),
+        state = {"iteration": self.iteration, "seconds": self.seconds, "options": self.options.model_dump_json(),
                  "photos": self._photos(), "model": self.model.fingerprint, "parameters": self.parameters,
                  "optimiser": {"steps": self.optimiser.steps, "mean": self.optimiser.mean,
                                "square": self.optimiser.square}}
         if self.critic is not None:
             state |= {"critic": self.critic.state_dict(), "critic_optimiser": self.critic_optimiser.state_dict()}
-        with whole_file(self.state_file) as temporary:
-            torch.save(state, temporary)
+        write_state(self.state_file, state)
 
     def _resume(self) -> bool:
         """Take up the state in the folder, if there is one; a fresh folder gets its options written down."""
-        if not self.state_file.exists():
-            if any((self.folder / "models").glob("net_g_*")):
-                raise DataError(f"{self.folder / 'models'} holds models but no training state lies beside it; give "
-                                "another name, or move that folder away")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "train.log").unlink(missing_ok=True)
-            write_text(self.folder / "options.yml", yaml.safe_dump(self.options.model_dump(mode="json")))
-            return False
-        try:
-            state = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        except Exception as error:  # the unpickler stumbles over foreign bytes in many ways
-            raise CheckpointError(f"{self.state_file}: damaged ({type(error).__name__}); move {self.folder} away to "
-                                  "begin again") from error
-        try:
-            self._same_run(state)
-            self._take_up(state)
-        except (LookupError, TypeError, AttributeError, RuntimeError, yaml.YAMLError) as error:
-            raise CheckpointError(f"{self.state_file}: not a state of this training ({error}); move {self.folder} away "
-                                  "to begin again") from error
-        return True
+        if go_on_from(self.state_file, self.device, self._take_up, f"move {self.folder} away to begin again"):
+            return True
+        if any((self.folder / "models").glob("net_g_*")):
+            raise DataError(f"{self.folder / 'models'} holds models but no training state lies beside it; give "
+                            "another name, or move that folder away")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "train.log").unlink(missing_ok=True)
+        write_text(self.folder / "options.yml", yaml.safe_dump(self.options.model_dump(mode="json")))
+        return False
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
+        self._same_run(state)
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.parameters = state["parameters"]
         for name, value in state["optimiser"].items():
@@ -387,18 +368,12 @@ class FineTune:
     def _same_run(self, state: Mapping[str, Any]) -> None:
         """Raises ConfigError, naming what differs, when the state belongs to another run."""
         advice = f"give this run another name, or move {self.folder} away"
-        same_run(self.folder, yaml.safe_load(state["options"]), self._bound(), advice)
+        same_run(self.folder, Options.as_stored(state["options"], FREE_TO_CHANGE),
+                 self.options.model_dump(mode="json", exclude=FREE_TO_CHANGE), advice)
         for key, found, what in (("photos", self._photos(), "other photos"),
                                  ("model", self.model.fingerprint, "another model to begin from")):
             if state[key] != found:
                 raise ConfigError(f"{self.folder} holds a run with {what}; {advice}")
-
-
-@torch.no_grad()
-def mean_embedding(recogniser: Recogniser, pairs: PairSet) -> Tensor:
-    """Who the sharp photos show, [E], unit length: what a Person's photos are matched by."""
-    device = next(recogniser.parameters()).device
-    return mean_identity(recogniser.embed(pairs.truth.to(device), pairs.landmarks.to(device))).cpu()
 
 
 def shared_photos(first: Tensor, second: Tensor) -> list[tuple[int, int]]:

@@ -82,11 +82,6 @@ class Decoder(nn.Module):
             width = out
 
     @property
-    def top_level(self) -> list[nn.Module]:
-        """The layers of the highest resolution: two styled convolutions and a ToRGB."""
-        return [*self.convs[-2:], self.to_rgbs[-1]]
-
-    @property
     def styled(self) -> list[StyledConv]:
         """The styled convolutions from 4 px up; the k-th reads the k-th latent."""
         return [self.conv1, *self.convs]

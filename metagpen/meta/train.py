@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
 from pydantic import Field, field_validator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as ProgressBar
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -31,14 +29,14 @@ from ..adaptation import AdaptConfig, adapt
 from ..adaptation.config import DECIDED_BY_RULE
 from ..adaptation.draws import Album, draw, helpers, placed
 from ..adaptation.objective import Objective
-from ..atomic import forget_later_steps, whole_file, write_text
-from ..config import SEEDS, Config, Device, Seed, same_run
+from ..atomic import forget_later_steps, write_text
+from ..config import SEEDS, Config, Device, Seed, same_run, seed_of_step
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
 from ..evaluate.engine import Scorer, named_degradations
 from ..evaluate.report import contact_sheet
 from ..faces import to_pil
-from ..identities import PackedPhotos, People, load_crops, pack, split
+from ..identities import PackedPhotos, load_crops, pack, split
 from ..losses import VGGLoss
 from ..lpips_files import load_lpips
 from ..model import MetaGPEN
@@ -47,17 +45,20 @@ from ..person.bases import DecoderBases
 from ..person.rule import InnerRule, RuleConfig
 from ..person.start import MixtureHead
 from ..recognise.align import View
-from ..schedule import warmup_cosine
-from ..train import (
+from ..runs import (
     TAKE_ANOTHER,
     ema_with_warmup,
     embed_all,
+    go_on_from,
     log_of_step,
     must_be_finite,
+    progress_bar,
     run_or_go_on,
     same_photos,
     tensorboard,
+    write_state,
 )
+from ..schedule import warmup_cosine
 from ..weights import load
 from ..workers import finishing
 from . import ENGINES, OUTER_LOOPS, Problem, Progress
@@ -219,11 +220,11 @@ class Episode(NamedTuple):
 
 @dataclass
 class Data:
-    """Packed training photos with their embeddings, and the people that are watched."""
+    """Packed training photos with their embeddings, and the tasks of those who are watched."""
 
     photos: PackedPhotos
     embeddings: Tensor
-    watched: People
+    watched: list[tasks.Task]
 
 
 class Episodes(Dataset):
@@ -263,7 +264,7 @@ class Episodes(Dataset):
         config, photos = self.config, self.photos
         albums, generators, identities, appearances, query = [], [], [], [], []
         for place in range(self.rank * config.people, (self.rank + 1) * config.people):
-            number = (config.seed * 1_000_003 + step) * 65_537 + place
+            number = seed_of_step(config.seed, step) * 65_537 + place
             generator = torch.Generator().manual_seed(number % SEEDS)
             own, may_be_query = self.places[int(torch.randint(len(self.places), (), generator=generator))]
             shots = int(torch.randint(config.shots[0], min(config.shots[1], len(own) - 1) + 1, (), generator=generator))
@@ -291,7 +292,7 @@ class Episodes(Dataset):
         fewest, most = self.config.unroll
         if most == 0:
             return 0
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % SEEDS)
+        generator = torch.Generator().manual_seed(seed_of_step(self.config.seed, step))
         place = torch.rand((), generator=generator).item()
         return min(most, int(fewest * ((most + 1) / fewest) ** place))
 
@@ -484,16 +485,14 @@ class Trainer:
         """On watched people, with the averaged model: gains of WATCHED over generic, by inner steps."""
         config, model = self.config, self.average.module
         model.weights_changed()
-        shots, figures, rows = config.shots[1], {}, []
+        figures, rows = {}, []
         followed = AdaptConfig(**config.inner.model_dump(exclude_unset=True, exclude=DECIDED_BY_RULE))
         if config.inner.cuda_graphs is False:  # which no file of a run holds
             followed = followed.model_copy(update={"cuda_graphs": False})
-        for name in list(self.data.watched)[:config.validate_people]:
-            task = tasks.load_task(self.data.watched, name, shots, model.size, config.seed, config.validate_queries,
-                                   aligned=True)  # as `load_crops` says that all photos of a training are
-            score = Scorer(task, {"scorer": self.scorer}, self.lpips)
-            persons = {steps: adapt(model, task.support, steps, seed=tasks.draws_of(name, config.seed), config=followed,
-                                    recogniser=self.recogniser) for steps in self.validate_steps}
+        for task in self.data.watched:
+            score, seed = Scorer(task, {"scorer": self.scorer}, self.lpips), tasks.draws_of(task.person, config.seed)
+            persons = {steps: adapt(model, task.support, steps, seed=seed, config=followed, recogniser=self.recogniser)
+                       for steps in self.validate_steps}
             for kind, degradation in self.degradations.items():
                 poor = tasks.damage(task, kind, degradation, config.seed).to(self.device)
                 generic = model.restore(poor).cpu()
@@ -520,15 +519,14 @@ class Trainer:
                  "config": self.config.model_dump_json(), "base": self.base, "photos": self.data.photos.digest,
                  "learned": {name: value for own in self.groups.values() for name, value in own.items()},
                  "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
-        with whole_file(self.folder / "last.pt") as temporary:
-            torch.save(state, temporary)
+        write_state(self.folder / "last.pt", state)
         self.average.module.save(self.folder / "ema.safetensors")
 
     def resume(self) -> bool:
+        return go_on_from(self.folder / "last.pt", self.device, self._take_up)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         path = self.folder / "last.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True, map_location=self.device)
         same_run(path, MetaConfig.as_stored(state["config"], FREE_TO_CHANGE),
                  self.config.model_dump(mode="json", exclude=FREE_TO_CHANGE), TAKE_ANOTHER)
         same_photos(path, state, self.data.photos)
@@ -548,23 +546,24 @@ class Trainer:
         same = all(measured.get(key, value) == value for key, value in now.items())
         self.step, self.best = state["step"], state["best"] if same else float("-inf")
         self.validated = state.get("validated", self.step)
-        return True
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
     def run(self, console: Console) -> Path:
-        config = self.config
+        log_file = self.folder / f"log{self.rank or ''}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
-        forget_later_steps(self.folder / f"log{self.rank or ''}.jsonl", self.step)
-        board = tensorboard(self.folder, self.step) if self.rank == 0 else None
-        if self.validated < self.step and self._looks():
-            self._make_up_for_validation(console, board)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn())
-        with (ProgressBar(*columns, console=console, disable=self.rank > 0) as progress,
-              (self.folder / f"log{self.rank or ''}.jsonl").open("a") as log):
-            bar = progress.add_task("meta-train", total=config.meta_steps, completed=self.step)
-            upcoming = self.upcoming()
+        forget_later_steps(log_file, self.step)
+        with tensorboard(self.folder, self.step, wanted=self.rank == 0) as board:
+            if self.validated < self.step and self._looks():
+                self._make_up_for_validation(console, board)
+            with log_file.open("a") as log:
+                self._walk(console, board, log)
+        return self.folder / "ema.safetensors"
+
+    def _walk(self, console: Console, board: Any | None, log: TextIO) -> None:
+        """The meta-steps from here to the end."""
+        config, upcoming = self.config, self.upcoming()
+        with progress_bar("meta-train", config.meta_steps, self.step, console, hidden=self.rank > 0) as show:
             while self.step < config.meta_steps:
                 record, began = {"step": self.step}, time.perf_counter()
                 with log_of_step(log, record, self):
@@ -577,9 +576,7 @@ class Trainer:
                 self._show(board, record)
                 if self.step % config.save_every == 0 or self.step == config.meta_steps:
                     self.save()
-                progress.update(bar, completed=self.step, description=f"loss {record['loss']:.3f}  "
-                                f"{record['people_per_second']:.2f} people/s")
-        return self.folder / "ema.safetensors"
+                show(self.step, f"loss {record['loss']:.3f}  {record['people_per_second']:.2f} people/s")
 
     def _looks(self) -> bool:
         """Whether validation follows the step just taken."""
@@ -672,7 +669,7 @@ def average_over_processes(value: Tensor) -> None:
 
 
 def prepare(config: MetaConfig) -> Trainer:
-    """Read the people and the base, and check that they fit, before anything long begins."""
+    """Read the people and the base, embed the photos, check that all of it fits, and build the trainer."""
     process_of_run(config.device)
     model = load(config.base, device=config.device)
     name = model.card.get("recogniser", "embedded")
@@ -688,11 +685,11 @@ def prepare(config: MetaConfig) -> Trainer:
     photos = pack(parts[config.part], config.pack_size or model.size, cache, workers=2)
     if photos.size != model.size:
         raise ConfigError(f"pack_size: the base restores {model.size} px, not {photos.size}")
-    watched = tasks.measurable(parts[config.validate_part], config.shots[1], model.size, [config.seed],
-                               config.validate_queries)
-    for person in list(watched)[:config.validate_people]:  # what is wrong with their photos, before the training
-        tasks.load_task(watched, person, config.shots[1], model.size, config.seed, config.validate_queries,
-                        aligned=True)
+    able = tasks.measurable(parts[config.validate_part], config.shots[1], model.size, [config.seed],
+                            config.validate_queries)
+    watched = [tasks.load_task(able, person, config.shots[1], model.size, config.seed, config.validate_queries,
+                               aligned=True)  # as `load_crops` says that all photos of a training are
+               for person in list(able)[:config.validate_people]]
     data = Data(photos, embed_all(recogniser, photos, config.inner.bf16, cache), watched)
     in_losses = recognise.load(config.loss_recogniser, device=config.device) if config.loss_recogniser else recogniser
     scorer = recognise.load(config.scorer, device=config.device) if config.scorer else recogniser

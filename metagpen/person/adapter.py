@@ -156,28 +156,39 @@ def personal_forward(gpen: GPEN, images: Tensor, parameters: Parameters, spec: A
     part = share.mean(dim=1)  # [P·B]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
         maps = encode_prefix(gpen, images, spec)
-    x = maps[-1]
+    maps += encode_tail(gpen, maps[-1], parameters, spec, part)
+    w = gpen.map(encode_style(gpen, maps[-1], parameters, part))
+    own = None
+    if mixed_weights is not None:
+        own = [partial(layer.conv.filter, weight=weight)
+               for layer, weight in zip(gpen.generator.styled, mixed_weights, strict=True)]
+    elif spec.decoder_rank:
+        alike = len(images) == 1 or not (spec.gated_decoder or isinstance(strength, Tensor))
+        own = [personal_convolution(layer.conv, filters, parameters[f"decoder.{k}.up"],
+                                    part if spec.gated_decoder else strengths, alike)
+               for k, (layer, filters) in enumerate(zip(gpen.generator.styled, bases, strict=True))]
+    return gpen.decode(maps[::-1], personal_latents(w, parameters, share, filling), own)
+
+
+def encode_tail(gpen: GPEN, x: Tensor, parameters: Parameters, spec: AdapterSpec, part: Tensor) -> list[Tensor]:
+    """Maps of the personal encoder blocks after the shared ones' last map x, each image in its part [P·B]."""
+    maps = []
     for k in tail_indices(gpen, spec):
         blur, conv, activation = gpen.encoder[k][0]
         x = blur(x)
         x = conv(x) + personal_conv(x, parameters, f"tail.{k}.weight", conv, part)
         x = scaled_leaky_relu(x, activation.bias + personal_bias(parameters, f"tail.{k}.bias", part))
         maps.append(x)
+    return maps
+
+
+def encode_style(gpen: GPEN, x: Tensor, parameters: Parameters, part: Tensor) -> Tensor:
+    """z [P·B, D] of the encoder's last map x through its final linear layer, each image in its part [P·B]."""
     linear, gain = gpen.final_linear[0], math.sqrt(2)
     x = x.flatten(1) * (gain * linear.scale)  # as `EqualLinear` does it, so that nobody is the generic model to the bit
     z = F.linear(x, linear.weight.to(x.dtype), (gain * linear.bias).to(x.dtype))
     z = z + personal_linear(x, parameters, "linear.weight", part)
-    z = F.leaky_relu_(z + (gain * personal_bias(parameters, "linear.bias", part)).to(x.dtype), 0.2)
-    own = None
-    if mixed_weights is not None:
-        own = [partial(layer.conv.filter, weight=weight)
-               for layer, weight in zip(gpen.generator.styled, mixed_weights, strict=True)]
-    elif spec.decoder_rank:
-        decoder_part = part if spec.gated_decoder else strengths
-        alike = len(images) == 1 or not (spec.gated_decoder or isinstance(strength, Tensor))
-        own = [personal_convolution(layer.conv, filters, parameters[f"decoder.{k}.up"], decoder_part, alike)
-               for k, (layer, filters) in enumerate(zip(gpen.generator.styled, bases, strict=True))]
-    return gpen.decode(maps[::-1], personal_latents(gpen.map(z), parameters, share, filling), own)
+    return F.leaky_relu_(z + (gain * personal_bias(parameters, "linear.bias", part)).to(x.dtype), 0.2)
 
 
 def personal_convolution(conv: ModulatedConv2d, filters: Tensor, up: Tensor, part: Tensor,

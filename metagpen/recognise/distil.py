@@ -17,23 +17,28 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
-from ..atomic import forget_later_steps, whole_file
+from ..atomic import forget_later_steps
 from ..config import Config, Device, Seed, same_run
 from ..devices import bf16_autocast
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ..graphs import Captured, make_capturable, set_rate
 from ..identities import People, Photo, split
+from ..runs import go_on_from, must_be_finite, resize, run_or_go_on, write_state
 from ..schedule import warmup_cosine
 from ..tensors import write_tensors
+from ..workers import finishing
 from .align import warp
 from .loading import load
 from .recogniser import Recogniser
@@ -243,7 +248,7 @@ class Trainer:
 
     def view(self, views: Tensor) -> Tensor:
         """The student's input: the same picture, smaller."""
-        return shrink(views, self.student.size)
+        return resize(views, self.student.size)
 
     @torch.no_grad()
     def teach(self, views: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -332,18 +337,14 @@ class Trainer:
         state = {"step": self.step, "student": self.student.state_dict(), "average": self.average.state_dict(),
                  "moments": self.moments, "optimiser": self.optimiser.state_dict(),
                  "generator": self.generator.get_state(), "config": self.config.model_dump_json()}
-        with whole_file(self.output / "state.pt") as temporary:
-            torch.save(state, temporary)
+        must_be_finite(float(sum(value.float().sum() for value in state["average"].values())), self)
+        write_state(self.output / "state.pt", state)
 
     def resume(self) -> bool:
-        path = self.output / "state.pt"
-        if not path.is_file():
-            return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if "config" not in state:
-            raise CheckpointError(f"{path}: is of an earlier version, which did not keep its settings; take another "
-                                  "output")
-        same_run(path, DistilConfig.as_stored(state["config"], FREE_TO_CHANGE),
+        return go_on_from(self.output / "state.pt", self.device, self._take_up)
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        same_run(self.output / "state.pt", DistilConfig.as_stored(state["config"], FREE_TO_CHANGE),
                  self.config.model_dump(mode="json", exclude=FREE_TO_CHANGE),
                  "take another output, or the settings it began with")
         for name in ("student", "average"):
@@ -353,7 +354,6 @@ class Trainer:
         self.prepare_updates()
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]
-        return True
 
     @torch.no_grad()
     def embed(self, views: Tensor) -> Tensor:
@@ -361,51 +361,68 @@ class Trainer:
         parts = [self.average(self.view(self.pixels(part))) for part in views.split(64)]
         return F.normalize(torch.cat(parts), dim=1).cpu()
 
+    def run(self, console: Console) -> Path:
+        """The steps from here to the end, with a log in JSON Lines."""
+        config, log_file = self.config, self.output / "log.jsonl"
+        faces = read_faces(list(people_of(config, "train").photos())).to(self.device)
+        if not self.step:
+            self.measure(faces)
+        held_out = people_of(config, "val")
+        views = read_faces(list(held_out.photos()), margin=0)
+        truth = torch.cat([self.teach(self.pixels(part))[1] for part in views.split(64)]).cpu()
+        people = [name for name, photos in held_out.items() for _ in photos]
+        means, start, first = Means(), time.monotonic(), self.step
+        forget_later_steps(log_file, self.step + 1)
+        with log_file.open("a") as log:
+            def write(**entry: object) -> None:
+                log.write(json.dumps(entry) + "\n")
+                log.flush()
 
-def shrink(views: Tensor, side: int) -> Tensor:
-    """Views [B, 3, H, W] at another size."""
-    if views.shape[-1] == side:
-        return views
-    return F.interpolate(views, (side, side), mode="bilinear", antialias=True, align_corners=False)
+            write(event="start", step=self.step, resumed=self.step > 0, faces=len(faces), config=config.model_dump(),
+                  teacher=verification(truth, people))
+            while self.step < config.steps:
+                with finishing():
+                    means.add(self.train_step(faces))
+                last = self.step == config.steps
+                if last or self.step % 50 == 0:
+                    terms, seconds = means.take(), time.monotonic() - start
+                    must_be_finite(terms["loss"], self)
+                    write(event="train", step=self.step, rate=self.rate(), seconds=round(seconds, 1),
+                          steps_per_second=round((self.step - first) / seconds, 3), **terms)
+                if last or self.step % config.check_every == 0:
+                    embeddings = self.embed(views)
+                    write(event="check", step=self.step, cosine_to_teacher=float((embeddings * truth).sum(1).mean()),
+                          **verification(embeddings, people))
+                if last or self.step % config.save_every == 0:
+                    self.save()
+        return self.output / "state.pt"
+
+
+class Means:
+    """Of what steps report: everything's over those steps that reported it."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Adds them up, because the next step may overwrite them."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.counts.update(terms.keys())
+
+    def take(self) -> dict[str, float]:
+        """The means since it was last asked."""
+        sums, counts = self.sums, self.counts
+        self.sums, self.counts = {}, Counter()
+        return {name: float(value) / counts[name] for name, value in sums.items()}
 
 
 def distil(config: DistilConfig) -> Trainer:
-    """Train, with a log in JSON Lines and a state to resume from in `config.output`."""
+    """Train, or go on with the state that lies in `config.output`."""
     torch.set_num_threads(config.threads)
     trainer = Trainer(config)
-    resumed = trainer.resume()
-    faces = read_faces(list(people_of(config, "train").photos())).to(trainer.device)
-    if not resumed:
-        trainer.measure(faces)
-    held_out = people_of(config, "val")
-    views = read_faces(list(held_out.photos()), margin=0)
-    truth = torch.cat([trainer.teach(trainer.pixels(part))[1] for part in views.split(64)]).cpu()
-    people = [name for name, photos in held_out.items() for _ in photos]
-    start, first = time.monotonic(), trainer.step
-    forget_later_steps(trainer.output / "log.jsonl", trainer.step + 1)
-    with (trainer.output / "log.jsonl").open("a") as log:
-        def write(**entry: object) -> None:
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-
-        write(event="start", step=trainer.step, resumed=resumed, faces=len(faces), config=config.model_dump(),
-              teacher=verification(truth, people))
-        sums: dict[str, Tensor] = {}
-        while trainer.step < config.steps:
-            for name, value in trainer.train_step(faces).items():
-                sums[name] = sums.get(name, 0.0) + value / 50
-            if trainer.step % 50 == 0:
-                seconds = time.monotonic() - start
-                write(event="train", step=trainer.step, rate=trainer.rate(), seconds=round(seconds, 1),
-                      steps_per_second=round((trainer.step - first) / seconds, 3),
-                      **{name: float(value) for name, value in sums.items()})
-                sums = {}
-            if trainer.step % config.check_every == 0 or trainer.step == config.steps:
-                embeddings = trainer.embed(views)
-                write(event="check", step=trainer.step, cosine_to_teacher=float((embeddings * truth).sum(1).mean()),
-                      **verification(embeddings, people))
-            if trainer.step % config.save_every == 0 or trainer.step == config.steps:
-                trainer.save()
+    run_or_go_on(trainer, Console(stderr=True))
     return trainer
 
 
