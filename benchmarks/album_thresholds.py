@@ -9,12 +9,12 @@ repository. Faces are recognised by the embedded recogniser, as `metagpen album`
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import measure
 import numpy as np
@@ -26,18 +26,16 @@ from torch import Tensor
 from metagpen import degrade, recognise
 from metagpen.check import limits, measures
 from metagpen.check.agree import cosine_to_others, groups, is_divided, most_typical
-from metagpen.errors import MetagpenError, PhotoError
+from metagpen.errors import PhotoError
 from metagpen.evaluate import report
 from metagpen.evaluate.report import table
 from metagpen.evaluate.tasks import generator_of, load_crop
 from metagpen.faces import crop_face, detect_many, to_pil, to_tensor
-from metagpen.identities import People, Photo, split
+from metagpen.identities import People, Photo
 from metagpen.person import mean_identity
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-RESULTS = ROOT / "benchmarks" / "results" / "album_thresholds.json"
-PAGE = ROOT / "docs" / "album.md"
+RESULTS = measure.RESULTS / "album_thresholds.json"
+PAGE = measure.ROOT / "docs" / "album.md"
 OTHERS = (1, 2, 3, 4, 5, 7)  # photos in the mean that a face is compared with
 DRAWS = 20  # of a photo and its others, per person
 SIDES = (96, 64, 48, 32, 16, 10)
@@ -360,14 +358,13 @@ def measured(work: Callable[[], dict], name: str) -> dict:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
-    photos = SHARED / "photos"
-    for name in ("celeba_wild_256", "london_512"):
-        if not (photos / name).is_dir():
-            raise MetagpenError(f"{photos / name} is not there; set METAGPEN_SHARED")
+    studio = measure.SHARED / "photos" / "london_512"
+    measure.need(studio)
     recogniser = recognise.load()
-    val = load_val(recogniser)
-    london = load_faces(People.from_folder(photos / "london_512"), recogniser)
+    val = load_faces(measure.wild_people(), recogniser)
+    london = load_faces(People.from_folder(studio), recogniser)
     found = {}
     for name, faces in (("celeba_wild_256, val", val), ("london_512", london)):
         found[name] = {"people": len(faces.people), "photos": len(faces.photos), "identity": list(identity(faces)),
@@ -386,14 +383,8 @@ def main() -> None:
     report.write_text(RESULTS, json.dumps({**measure.rounded(found), **facts}, indent=1) + "\n")
     page = PAGE.read_text(encoding="utf-8")
     for name, text in tables(found).items():
-        page = report.replace_between(page, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text)
+        page = report.replace_between(page, *measure.markers(name), text)
     report.write_text(PAGE, page)
-
-
-def load_val(recogniser: recognise.Recogniser) -> Faces:
-    photos = SHARED / "photos"
-    people = split(People.from_folder(photos / "celeba_wild_256"), photos / "splits.csv", strict=False)
-    return load_faces(people["val"], recogniser)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,7 @@ from metagpen.identities import People
 from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-LOSSES = SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
+LOSSES = measure.SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
 RUIN = 0.95
 SLOPES, CENTRES = (15.0, 30.0, 60.0), (0.6, 0.7, 0.8)
 HARMLESS = 0.01
@@ -99,7 +97,7 @@ def chosen(found: list[Calibrated]) -> Calibrated:
 
 def people_of(split: str, size: int, people: int, queries: int) -> People:
     """The first people of a split of celeba_wild_256 who can be measured at `size` pixels."""
-    photos = SHARED / "photos"
+    photos = measure.SHARED / "photos"
     return load_people(EvaluateConfig(data=str(photos / "celeba_wild_256"), split_file=str(measure.PEOPLE),
                                       split=split, shots=[SHOTS], max_people=people, max_queries=queries), size)
 

@@ -113,7 +113,7 @@ def main() -> None:
     facts = {**measure.facts(device, arguments), "model": model.fingerprint, "bf16": has_bf16(device)}
     report.write_json(RESULTS, [measure.rounded(row) for row in rows], **facts)
     about = f"{report.machine_line(facts['machine'])}; commit {facts['commit']}."
-    measure.put_on_page("compiled_step", f"{page(rows)}\n\n{about}", RESULTS)
+    measure.put_on_page("compiled_step", f"{page(rows)}\n\n{about}", RESULTS, measure.PAGE)
 
 
 if __name__ == "__main__":

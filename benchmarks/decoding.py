@@ -9,10 +9,10 @@ the folder `shared` beside this repository. JPEG quality is told as the PSNR of 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,22 +20,18 @@ from pathlib import Path
 import measure
 import torch
 
-from metagpen.errors import MetagpenError
 from metagpen.evaluate import report
 from metagpen.identities import People, StreamedPhotos, pack, read_shards, write_shards
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-RESULTS = ROOT / "benchmarks" / "results" / "decoding.json"
-PAGE = ROOT / "docs" / "datasets.md"
-MARKERS = "<!-- decoding:begin -->", "<!-- decoding:end -->"
+RESULTS = measure.RESULTS / "decoding.json"
+PAGE = measure.ROOT / "docs" / "datasets.md"
 SETS = {128: ("celeba_wild_256", 600), 256: ("celeba_wild_256", 600), 512: ("london_512", 51)}
 BATCH, ROUNDS = 16, 5
 
 
 def first_photos(collection: str, count: int) -> People:
     """The first photos of a collection, whoever is on them."""
-    people = People.from_folder(SHARED / "photos" / collection)
+    people = People.from_folder(measure.SHARED / "photos" / collection)
     wanted = set(list(people.photos())[:count])
     kept = {name: [photo for photo in photos if photo in wanted] for name, photos in people.items()}
     return People({name: photos for name, photos in kept.items() if photos}, collection)
@@ -85,14 +81,8 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def insert(text: str, page: Path) -> None:
-    """Put `text` between the markers of a page."""
-    before, rest = page.read_text().split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    page.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
-
-
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -102,12 +92,9 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
     facts = {"commit": report.commit(), "torch": torch.__version__, "machine": platform.machine(), "threads": 1,
              "batch": BATCH, "load_average": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}
-    RESULTS.write_text(json.dumps({"rows": rows, **facts}, indent=1) + "\n")
-    insert(table(rows), PAGE)
+    report.write_text(RESULTS, json.dumps({"rows": rows, **facts}, indent=1) + "\n")
+    measure.put_on_page("decoding", table(rows), RESULTS, PAGE)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"error: {error}")
+    measure.run(main)

@@ -36,14 +36,12 @@ from metagpen.evaluate.records import Record
 from metagpen.evaluate.report import label_of, table
 from metagpen.evaluate.statistics import Gain
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+ROOT, RESULTS = measure.ROOT, measure.RESULTS
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 # each after its configuration
 RUNS = ("curve_rates", "curve_128", "curve_start", "curve_meta", "curve_16", "curve_128_long", "curve_long_hard",
         "curve_strength", "curve_london", "curve_lfw", "curve_precision")
-SCORER = "068"
-DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}
+SCORER, DAMAGE = measure.SCORER, measure.DAMAGE
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
 
 Row = dict[str, Any]

@@ -32,16 +32,13 @@ from metagpen.evaluate.tasks import Task, damage, load_task
 from metagpen.identities import People
 from metagpen.memory import keep_freed_memory
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-RESULTS = ROOT / "benchmarks" / "results" / "first_light.json"
-PAGE = ROOT / "docs" / "results" / "first_light.md"
-PICTURE = ROOT / "docs" / "images" / "first_light.jpg"
-README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
-MARKERS = "<!-- first_light:begin -->", "<!-- first_light:end -->"
+RESULTS = measure.RESULTS / "first_light.json"
+PAGE = measure.ROOT / "docs" / "results" / "first_light.md"
+PICTURE = measure.ROOT / "docs" / "images" / "first_light.jpg"
+README, CHINESE_README = measure.ROOT / "README.md", measure.ROOT / "README.zh-CN.md"
+MARKERS = measure.markers("first_light")
 LONDONERS = 3  # people of the picture beside the first
-PICTURED = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}  # damage -> how the picture calls it
-SCORER, IN_LOSSES = "068", "embedded (in losses)"
+SCORER, IN_LOSSES = measure.SCORER, "embedded (in losses)"
 IN_README = {("generic", 0), ("start", 5), ("start", 1), ("adapt", 5), ("wrong-adapt", 5), (report.CEILING, 0)}
 
 Tile = tuple[str, Image.Image]
@@ -56,24 +53,19 @@ class Target(NamedTuple):
 
 
 def configuration(arguments: argparse.Namespace) -> EvaluateConfig:
-    data = SHARED / "photos" / "celeba_wild_256"
-    scorer = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
-    measure.need(data, scorer)
+    people = measure.held_out("val", measure.PEOPLE)
+    measure.need(Path(people["data"]), measure.SCORING)
     return EvaluateConfig(
+        **{**people, "recognisers": {**people["recognisers"], IN_LOSSES: "embedded"}},
         model=arguments.model,
-        data=str(data),
-        split_file=str(measure.PEOPLE),
-        split="val",
-        trained_on=[str(data), str(data.parent / "lfw_176")],
         trained_parts=["train", "kept"],
         degradations=["heavy", "moderate"],
         shots=[5, 1],
         steps=32,
-        recognisers={SCORER: str(scorer), IN_LOSSES: "embedded"},
         seed=0,
         max_people=arguments.max_people,
         max_queries=arguments.max_queries,
-        work_dir=str(ROOT / "runs" / "first_light"),
+        work_dir=str(measure.ROOT / "runs" / "first_light"),
     )
 
 
@@ -236,14 +228,14 @@ def _tile(strip: Path, index: int, size: int):
 def write_picture(model: metagpen.MetaGPEN, seed: int) -> None:
     """docs/images/first_light.jpg: a person from five photos (CC0), and the first people of the London set from one
     each (CC BY 4.0), unchosen."""
-    people = People.from_folder(SHARED / "photos" / "london_512")
+    people = People.from_folder(measure.SHARED / "photos" / "london_512")
     lisa = load_task(people, "lisa", 5, model.size, seed)
     lines = [[(f"given: photo {i + 1}", faces.to_pil(photo)) for i, photo in enumerate(lisa.support)]]
-    lines += restored_lines(model, lisa, PICTURED, seed)
+    lines += restored_lines(model, lisa, measure.DAMAGE, seed)
     for name in [name for name in people if name != "lisa"][:LONDONERS]:
         task = load_task(people, name, 1, model.size, seed, min_queries=1)
         given = ("given: the only photo", faces.to_pil(task.support[0]))
-        lines += [[given, *line] for line in restored_lines(model, task, {"hard": PICTURED["hard"]}, seed)]
+        lines += [[given, *line] for line in restored_lines(model, task, {"hard": measure.DAMAGE["hard"]}, seed)]
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     report.contact_sheet(lines, tile=160).save(PICTURE, quality=92)
 
@@ -302,7 +294,8 @@ def main() -> None:
     report.write_text(PAGE, page(found))
     write_picture(model, config.seed)
     write_readmes(summary(found))
-    print(f"written: {', '.join(str(p.relative_to(ROOT)) for p in (RESULTS, PAGE, PICTURE, README, CHINESE_README))}")
+    written = (path.relative_to(measure.ROOT) for path in (RESULTS, PAGE, PICTURE, README, CHINESE_README))
+    print(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import metagpen
 from metagpen import AdaptConfig, MetaGPEN, Person, PersonStore, adapt, adapt_many, recognise, restore_many
 from metagpen.album import read_album
 from metagpen.errors import MetagpenError
@@ -33,26 +32,13 @@ from metagpen.evaluate import report
 from metagpen.evaluate.engine import named_degradations
 from metagpen.evaluate.metrics import cosine, psnr
 from metagpen.evaluate.tasks import damage, load_task
-from metagpen.gpen import GPEN
-from metagpen.person import IdentityStart
 
 SEED, SHOTS, STEPS = 0, 5, 32
-ARCHITECTURES = {32: (32, 1, 1 / 32), 512: (512, 2, 1.0)}
 PEOPLE = {"cpu": {128: [1, 4, 16], 512: [1]}, "cuda": {128: [1, 4, 16, 64, 256], 512: [1, 4, 16]}}
 MOST_TOGETHER = 64
 KILOBYTES = (64,)
 BY_RULE, WITH_TAIL = "by the model's rule", "with the encoder's tail, at hand-set rates"
 MOST_KILOBYTES, MOST_COSINE, MOST_DB = 64, 0.005, 0.05
-
-
-def model_of(size: int, device: torch.device) -> MetaGPEN:
-    """The embedded model at 128 px; elsewhere random weights with a random start."""
-    if size == 128:
-        return metagpen.load().to(device)
-    torch.manual_seed(SEED)
-    gpen = GPEN(*ARCHITECTURES[size])
-    start = IdentityStart(256, gpen.config.n_latent, gpen.config.style_dim)
-    return MetaGPEN(gpen, start, {"recogniser": "embedded"}).frozen().to(device)
 
 
 def photos_of(person: int, size: int) -> Tensor:
@@ -254,7 +240,7 @@ def page(rows: Sequence[measure.Row]) -> str:
 def measured(size: int, device: torch.device, counts: Sequence[int], growing: Sequence[int], batch_steps: int,
              steps: int = STEPS, rounds: int = 2, album_people: int | None = None,
              limits: Sequence[int] = KILOBYTES) -> list[measure.Row]:
-    model = model_of(size, device)
+    model = measure.model_of(size, device)
     recogniser = recognise.load("embedded", device=str(device))
     rows = [*learning(model, recogniser, counts, batch_steps, rounds), one_person(model, recogniser, steps, rounds),
             *(grown := growth(model, recogniser, growing)), line(grown), *serving(model, counts, 2 * rounds)]

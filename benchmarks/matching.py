@@ -11,8 +11,8 @@ template from one photo; lisa from four) and the val people of celeba_wild_256 (
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import measure
 import torch
@@ -25,17 +25,15 @@ from metagpen.errors import MetagpenError
 from metagpen.evaluate import report
 from metagpen.evaluate.engine import named_degradations
 from metagpen.evaluate.tasks import Task, damage, load_crop, load_task
-from metagpen.identities import People, fixed_episode, split
+from metagpen.identities import People, fixed_episode
 from metagpen.model import MetaGPEN
 from metagpen.person import mean_identity
 from metagpen.restore import Gallery
 from metagpen.restore.matching import LEGIBLE, SAME_PERSON
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-RESULTS = ROOT / "benchmarks" / "results" / "matching.json"
-PAGE = ROOT / "docs" / "restore.md"
-MARKERS = "<!-- matching:begin -->", "<!-- matching:end -->"
+RESULTS = measure.RESULTS / "matching.json"
+PAGE = measure.ROOT / "docs" / "restore.md"
+PHOTOS = measure.SHARED / "photos"
 DEGRADATIONS = ("none", "moderate", "heavy", "hard", "extreme")
 WAYS = ("input", "generic", "better", "mean")
 USED = "better"  # what `metagpen.restore` does
@@ -45,12 +43,11 @@ THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 
 def sets() -> Iterator[tuple[str, People, dict[str, int]]]:
     """(name, people, photos for each one's template) of every set that is there."""
-    photos = SHARED / "photos"
-    if (photos / "london_512").is_dir():
-        london = People.from_folder(photos / "london_512")
+    if (PHOTOS / "london_512").is_dir():
+        london = People.from_folder(PHOTOS / "london_512")
         yield "london_512", london, {name: 4 if name == "lisa" else 1 for name in london}
-    if (photos / "celeba_wild_256").is_dir():
-        val = split(People.from_folder(photos / "celeba_wild_256"), photos / "splits.csv", strict=False)["val"]
+    if (PHOTOS / "celeba_wild_256").is_dir():
+        val = measure.wild_people()
         yield "celeba_wild_256, val", val, dict.fromkeys(val, 5)
 
 
@@ -115,6 +112,7 @@ def page_table(rows: list[dict]) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     model = metagpen.load()
     recogniser = recognise.load(model.card["recogniser"])
@@ -124,14 +122,12 @@ def main() -> None:
             rows += [{"set": name, "degradation": degradation, "way": way, **measure.rounded(figures(*found))}
                      for way, found in ways.items()]
     if not rows:
-        raise MetagpenError(f"neither london_512 nor celeba_wild_256 is in {SHARED / 'photos'}; set METAGPEN_SHARED")
+        raise MetagpenError(f"neither london_512 nor celeba_wild_256 is in {PHOTOS}; set METAGPEN_SHARED")
     facts = {"model": model.fingerprint, "recogniser": recogniser.name, "used": USED, "same_person": SAME_PERSON,
-             "severity_legible": LEGIBLE, "commit": report.commit(),
-             "machine": report.machine()}
+             "severity_legible": LEGIBLE, "commit": report.commit(), "machine": report.machine()}
     report.write_json(RESULTS, rows, **facts)
     by = f"Model {model.fingerprint[:12]}, commit {facts['commit']}, {report.machine_line(facts['machine'])}."
-    text = report.replace_between(PAGE.read_text(encoding="utf-8"), *MARKERS, f"{page_table(rows)}\n\n{by}")
-    report.write_text(PAGE, text)
+    measure.put_on_page("matching", f"{page_table(rows)}\n\n{by}", RESULTS, PAGE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the speed benchmarks share: taking turns on the clock, who measured where, and publishing it.
+"""What the benchmarks share: where photos and pages lie, on whom is measured, who measured where, and publishing it.
 
-Ways that are compared run in one process and take turns, so that a busy moment of the machine meets all of them; the
-first rounds warm up and do not count. A figure is the median over rounds with its quartiles.
+Of speed: ways that are compared run in one process and take turns, so that a busy moment of the machine meets all of
+them; the first rounds warm up and do not count. A figure is the median over rounds with its quartiles.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
+from metagpen import load
 from metagpen.devices import synchronise
 from metagpen.errors import DataError, MetagpenError
 from metagpen.evaluate import curve_report, report
+from metagpen.gpen import GPEN
+from metagpen.identities import People, split
 from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
+from metagpen.person import IdentityStart
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,6 +38,8 @@ PEOPLE = ROOT / "configs" / "people_128.csv"  # who trains, is kept back and jud
 SCORER = "068"  # the recogniser that no loss used
 SCORING = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
 PAGE = ROOT / "docs" / "speed.md"
+DAMAGE = {"hard": "16 px", "extreme": "8 px", "moderate": "moderate"}  # what tables and pictures call it
+ARCHITECTURES = {32: (32, 1, 1 / 32), 256: (256, 1, 0.5), 512: (512, 2, 1.0)}  # of `model_of`
 CPU = torch.device("cpu")
 REACHED, UNDECIDED, MISSED = "reached", "undecided", "**missed**"
 
@@ -126,13 +132,13 @@ def publish(name: str, arguments: argparse.Namespace, rows: Sequence[Row], about
     measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     measured[torch.device(arguments.device).type] = {**about, "rows": [rounded(row) for row in rows]}
     report.write_text(path, json.dumps(measured, indent=1, allow_nan=False) + "\n")
-    put_on_page(name, both(measured, page), path)
+    put_on_page(name, both(measured, page), path, PAGE)
 
 
-def put_on_page(name: str, text: str, results: Path) -> None:
-    """Put a text between the markers of docs/speed.md, and say where it and the results are."""
-    report.write_text(PAGE, report.replace_between(PAGE.read_text(encoding="utf-8"), *markers(name), text))
-    print(f"written: {results.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
+def put_on_page(name: str, text: str, results: Path, page: Path) -> None:
+    """Put a text between the markers of a page, and say where it and the results are."""
+    report.write_text(page, report.replace_between(page.read_text(encoding="utf-8"), *markers(name), text))
+    print(f"written: {results.relative_to(ROOT)}, {page.relative_to(ROOT)}")
 
 
 def both(measured: Mapping[str, Row], page: Callable[[Sequence[Row]], str]) -> str:
@@ -169,6 +175,16 @@ def milliseconds(row: Mapping[str, float], prefix: str = "") -> str:
     return f"{median:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
+def model_of(size: int, device: torch.device) -> MetaGPEN:
+    """The embedded model at 128 px; elsewhere random weights with a random start."""
+    if size == 128:
+        return load().to(device)
+    torch.manual_seed(0)
+    gpen = GPEN(*ARCHITECTURES[size])
+    start = IdentityStart(256, gpen.config.n_latent, gpen.config.style_dim)
+    return MetaGPEN(gpen, start, {"recogniser": "embedded"}).frozen().to(device)
+
+
 def without_rule(model: MetaGPEN, folder: Path, name: str) -> Path:
     """The file `name` in the folder: the model without its rule and its filters."""
     file = folder / f"{name}.safetensors"
@@ -191,6 +207,13 @@ def held_out(split: str = "val", split_file: Path = SHARED / "photos" / "splits.
     return {"data": str(folder / photos), "split_file": str(split_file), "split": split,
             "trained_on": [str(folder / "celeba_wild_256"), str(folder / "lfw_176")],
             "recognisers": {SCORER: str(SCORING)}}
+
+
+def wild_people(part: str = "val") -> People:
+    """A part of celeba_wild_256; val: whom no training saw. Raises DataError where the photos are absent."""
+    photos = SHARED / "photos" / "celeba_wild_256"
+    need(photos)
+    return split(People.from_folder(photos), photos.parent / "splits.csv", strict=False)[part]
 
 
 def over(rows: Sequence[Row], found: Row, method: str, digits: int) -> str:

@@ -9,25 +9,19 @@ beside this repository.
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
-import sys
-from pathlib import Path
 
 import measure
 import torch
 
-from metagpen.errors import MetagpenError
 from metagpen.evaluate import report
-from metagpen.evaluate.report import replace_between
-from metagpen.identities import People, embed_photos, mining_quality, split
+from metagpen.identities import People, embed_photos, mining_quality
 from metagpen.recognise import load
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-RESULTS = ROOT / "benchmarks" / "results" / "mining.json"
-PAGE = ROOT / "docs" / "datasets.md"
-MARKERS = "<!-- mining:begin -->", "<!-- mining:end -->"
+RESULTS = measure.RESULTS / "mining.json"
+PAGE = measure.ROOT / "docs" / "datasets.md"
 THRESHOLDS = (0.4, 0.45, 0.5, 0.55, 0.6)
 PHOTOS = {"train": 3, "val": None}  # of each person; None: all
 
@@ -57,17 +51,13 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(2)
-    parts = split(People.from_folder(SHARED / "photos" / "celeba_wild_256"), SHARED / "photos" / "splits.csv",
-                  strict=False)
-    rows = [row for part in PHOTOS for row in figures(part, parts[part])]
+    rows = [row for part in PHOTOS for row in figures(part, measure.wild_people(part))]
     facts = {"commit": report.commit(), "torch": torch.__version__, "machine": platform.machine(), "threads": 2}
-    RESULTS.write_text(json.dumps({"rows": rows, **facts}, indent=1) + "\n")
-    PAGE.write_text(replace_between(PAGE.read_text(), *MARKERS, table(rows)))
+    report.write_text(RESULTS, json.dumps({"rows": rows, **facts}, indent=1) + "\n")
+    measure.put_on_page("mining", table(rows), RESULTS, PAGE)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"error: {error}")
+    measure.run(main)

@@ -33,12 +33,11 @@ from metagpen.memory import keep_freed_memory
 from metagpen.meta import OUTER_LOOPS
 from metagpen.meta.train import MetaConfig, meta_train
 
-ROOT = Path(__file__).resolve().parents[1]
 SCORER, IN_LOSSES = measure.SCORER, "embedded (in losses)"
-RESULTS = ROOT / "benchmarks" / "results" / "outer_loops.json"
-PAGE = ROOT / "docs" / "results" / "outer_loops.md"
-CONFIG = ROOT / "configs" / "meta_128.yml"
-RUNS = ROOT / "runs" / "outer_loops"
+RESULTS = measure.RESULTS / "outer_loops.json"
+PAGE = measure.ROOT / "docs" / "results" / "outer_loops.md"
+CONFIG = measure.ROOT / "configs" / "meta_128.yml"
+RUNS = measure.ROOT / "runs" / "outer_loops"
 UNTRAINED = "untrained"
 LOOPS = [name for name in OUTER_LOOPS if name != "maml"]
 DAMAGE = {"hard": "16 px", "moderate": "Moderate damage"}
@@ -164,7 +163,7 @@ def main() -> None:
     report.write_json(RESULTS, rows, seconds=seconds, model=arguments.model, meta_steps=arguments.meta_steps,
                       machine=report.machine())
     report.write_text(PAGE, text)
-    print(f"written: {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
+    print(f"written: {RESULTS.relative_to(measure.ROOT)}, {PAGE.relative_to(measure.ROOT)}")
 
 
 if __name__ == "__main__":

@@ -11,39 +11,32 @@ folder `shared` beside this repository.
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
-import sys
 import time
-from pathlib import Path
 
 import measure
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metagpen.errors import MetagpenError
 from metagpen.evaluate import report
-from metagpen.identities import People, split
+from metagpen.identities import People
 from metagpen.recognise import Recogniser, load, verification
 from metagpen.recognise.distil import read_photo
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-RESULTS = ROOT / "benchmarks" / "results" / "recognisers.json"
-PAGE = ROOT / "docs" / "recognisers.md"
-MARKERS = "<!-- embedded:begin -->", "<!-- embedded:end -->"
+RESULTS = measure.RESULTS / "recognisers.json"
+PAGE = measure.ROOT / "docs" / "recognisers.md"
 RECOGNISERS = {"embedded": "embedded",
-               "0095 (its teacher)": SHARED / "weights/face-reidentification-retail-0095.fp16.xml",
-               "068 (scores only)": SHARED / "weights/mobilefacenet_casia_xiaoccer_068.ckpt"}
+               "0095 (its teacher)": measure.SHARED / "weights/face-reidentification-retail-0095.fp16.xml",
+               f"{measure.SCORER} (scores only)": measure.SCORING}
 MOST_PAIRS = 3000  # of one person, and as many of two
 
 
 def collections() -> dict[str, People]:
-    photos = SHARED / "photos"
-    wild = People.from_folder(photos / "celeba_wild_256")
-    london = People.from_folder(photos / "london_512")
-    return {"celeba_wild_256 val": split(wild, photos / "splits.csv", strict=False)["val"],
+    london = People.from_folder(measure.SHARED / "photos" / "london_512")
+    return {"celeba_wild_256 val": measure.wild_people(),
             "london_512": london.select(name for name in london if name != "lisa")}
 
 
@@ -99,13 +92,6 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def insert(text: str, page: Path) -> None:
-    """Put `text` between the markers of a page."""
-    before, rest = page.read_text().split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    page.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
-
-
 def speeds(recognisers: dict[str, Recogniser], rounds: int = 5) -> dict[str, dict[str, float]]:
     """In turns, so that whatever else the machine does falls on all of them."""
     best = {label: {"photos_per_second": 0.0, "photos_per_second_with_gradient": 0.0} for label in recognisers}
@@ -130,9 +116,12 @@ def accuracies(recognisers: dict[str, Recogniser]) -> list[dict]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--speed", action="store_true", help="measure the speeds again, keep the other figures")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     recognisers = {label: load(source) for label, source in RECOGNISERS.items()}
-    if "--speed" in sys.argv[1:]:
+    if arguments.speed:
         result = json.loads(RESULTS.read_text())
     else:
         result = {"rows": accuracies(recognisers), "commit": report.commit(), "torch": torch.__version__,
@@ -140,12 +129,9 @@ def main() -> None:
                   "protocol": f"ten folds; at most {MOST_PAIRS} pairs of one person, as many of two; seed 0"}
     measured = speeds(recognisers)
     result["rows"] = [row | measured[row["recogniser"]] for row in result["rows"]]
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    insert(table(result["rows"]), PAGE)
+    report.write_text(RESULTS, json.dumps(result, indent=1) + "\n")
+    measure.put_on_page("embedded", table(result["rows"]), RESULTS, PAGE)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MetagpenError as error:
-        sys.exit(f"error: {error}")
+    measure.run(main)

@@ -14,28 +14,16 @@ from collections.abc import Sequence
 import measure
 import torch
 
-import metagpen
 from metagpen import MetaGPEN, Person
 from metagpen.adaptation.config import AdaptConfig
 from metagpen.adaptation.steps import begin
 from metagpen.errors import MetagpenError
 from metagpen.evaluate import report
-from metagpen.gpen import GPEN
-from metagpen.person import IdentityStart
 
 SEED, ALLOWED = 0, 0.05
-ARCHITECTURES = {32: (32, 1, 1 / 32), 256: (256, 1, 0.5), 512: (512, 2, 1.0)}
 CASES = {"cpu": [(128, 1, 40), (128, 8, 12), (256, 1, 16), (512, 1, 6)],  # px, photos in a batch, rounds
          "cuda": [(128, 1, 100), (128, 64, 40), (256, 16, 40), (512, 1, 40), (512, 16, 20)]}
 QUICK = [(32, 2, 2)]
-
-
-def model_of(size: int, device: torch.device) -> MetaGPEN:
-    if size == 128:
-        return metagpen.load().to(device)
-    torch.manual_seed(SEED)
-    gpen = GPEN(*ARCHITECTURES[size])
-    return MetaGPEN(gpen, IdentityStart(256, gpen.config.n_latent, gpen.config.style_dim)).frozen().to(device)
 
 
 def somebody(model: MetaGPEN) -> Person:
@@ -50,7 +38,7 @@ def somebody(model: MetaGPEN) -> Person:
 def measured(cases: Sequence[tuple[int, int, int]], device: torch.device, rounds: int | None) -> list[measure.Row]:
     rows = []
     for size, batch, own_rounds in cases:
-        model = model_of(size, device)
+        model = measure.model_of(size, device)
         person = somebody(model)
         images = (torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(SEED)) * 2 - 1).to(device)
         if torch.equal(person.restore_batch(images), model.restore(images)):

@@ -97,8 +97,7 @@ def main() -> None:
     if arguments.dry:
         return
     report.write_json(RESULTS, rows, machine=report.machine())
-    report.write_text(PAGE, report.replace_between(PAGE.read_text(encoding="utf-8"), *measure.markers("sizes"), text))
-    print(f"written: {RESULTS.relative_to(measure.ROOT)}, {PAGE.relative_to(measure.ROOT)}")
+    measure.put_on_page("sizes", text, RESULTS, PAGE)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import metagpen
 from metagpen.evaluate import report
 from metagpen.evaluate.engine import named_degradations
 from metagpen.evaluate.tasks import damage, load_task
-from metagpen.identities import People, split
 from metagpen.model import MetaGPEN
 
 RESULTS = measure.RESULTS / "skip_rgb.json"
@@ -63,10 +62,7 @@ def page(rows: Sequence[measure.Row]) -> str:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    folder = measure.SHARED / "photos"
-    measure.need(folder / "celeba_wild_256")
-    model = metagpen.load()
-    people = split(People.from_folder(folder / "celeba_wild_256"), folder / "splits.csv", strict=False)["val"]
+    model, people = metagpen.load(), measure.wild_people()
     degradation = named_degradations([DAMAGE])[DAMAGE]
     poor = torch.cat([damage(load_task(people, name, 5, model.size, max_queries=QUERIES), DAMAGE, degradation, 0)
                       for name in people])
@@ -75,7 +71,7 @@ def main() -> None:
                       commit=report.commit(), machine=report.machine())
     about = f"{len(people)} people, {len(poor)} photos at 16 px; commit {report.commit()}."
     print(page(rows))
-    measure.put_on_page("skip_rgb", f"{page(rows)}\n\n{about}", RESULTS)
+    measure.put_on_page("skip_rgb", f"{page(rows)}\n\n{about}", RESULTS, measure.PAGE)
 
 
 if __name__ == "__main__":

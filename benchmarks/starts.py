@@ -105,13 +105,11 @@ def main() -> None:
     base = measure.without_rule(model, RUNS, f"base_{model.fingerprint[:12]}")
     models = {arm: trained(arm, base, arguments) for arm in arguments.arms}
     rows = measured(base, models, arguments)
-    print(table(rows))
+    print(text := table(rows))
     if arguments.dry:
         return
     report.write_json(RESULTS, rows, meta_steps=arguments.meta_steps, machine=report.machine())
-    report.write_text(PAGE, report.replace_between(PAGE.read_text(encoding="utf-8"), *measure.markers("starts"),
-                                                   table(rows)))
-    print(f"written: {RESULTS.relative_to(measure.ROOT)}, {PAGE.relative_to(measure.ROOT)}")
+    measure.put_on_page("starts", text, RESULTS, PAGE)
 
 
 if __name__ == "__main__":

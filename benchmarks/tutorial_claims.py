@@ -49,11 +49,9 @@ from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 from metagpen.workers import spread
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = measure.SHARED
-RESULTS = ROOT / "benchmarks" / "results" / "tutorial_claims.json"
-PAGES = {"en": ROOT / "docs" / "tutorial.md", "zh": ROOT / "docs" / "tutorial.zh-CN.md"}
-MARKERS = "<!-- tutorial_claims:begin -->", "<!-- tutorial_claims:end -->"
+RESULTS = measure.RESULTS / "tutorial_claims.json"
+PAGES = {"en": measure.ROOT / "docs" / "tutorial.md", "zh": measure.ROOT / "docs" / "tutorial.zh-CN.md"}
+MARKERS = measure.markers("tutorial_claims")
 LEVEL = "moderate"  # BSRGAN at scale 1, as the tutorial degrades
 LATER = ("rotation", "fresh", "lora")  # variants without which the table still says something
 STOPS = 4  # held-out figures at so many places on the way
@@ -83,7 +81,7 @@ class Claims(Config):
 
 def measured(config: Claims, left_out: Sequence[str], workers: int, threads: int | None) -> list[Record]:
     """One record per person and variant: figures on the held-out photos, seconds of learning, figures on the way."""
-    data, scorer = SHARED / "photos" / "celeba_wild_256", SHARED / "weights" / config.scorer
+    data, scorer = measure.SHARED / "photos" / "celeba_wild_256", measure.SHARED / "weights" / config.scorer
     measure.need(data, scorer)
     held_out = split(load_people(data), data.parent / "splits.csv")["val"]
     persons = sorted(held_out)[: config.people]
@@ -117,7 +115,7 @@ def person_records(config: Claims, people: People, scorer: Path, known: Mapping[
         torch.set_num_threads(threads)
     model = metagpen.load(config.model)
     digest = hashlib.sha256(json.dumps(identical(config, model)).encode()).hexdigest()[:12]
-    folder = ROOT / "runs" / "tutorial_claims" / digest / person
+    folder = measure.ROOT / "runs" / "tutorial_claims" / digest / person
     task = load_task(people, person, config.shots, model.size, config.seed, config.queries)
     write_photos(folder, task, config)
     variants: dict[str, Callable[[], dict[str, Any]]] = {
@@ -377,7 +375,7 @@ def main() -> None:
         write_tables(known and known | summary(Claims(**known["config"]), known["records"]))
         return
     config = Claims(**given)
-    recognise.load(SHARED / "weights" / config.scorer)  # better now than after an hour
+    recognise.load(measure.SHARED / "weights" / config.scorer)  # better now than after an hour
     records = measured(config, left_out, workers, threads)
     found = summary(config, records)
     print("\n\n".join(table(found, language) for language in TEXT))

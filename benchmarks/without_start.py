@@ -30,7 +30,7 @@ PAGE = measure.ROOT / "docs" / "training.md"
 RUNS = measure.ROOT / "runs" / "without_start"
 SHOTS = 5
 DROPOUT = {"with": 0.2, "without": 1.0}  # how often the identity is left out
-DAMAGE = {"extreme": "8 px", "hard": "16 px", "moderate": "moderate"}
+DEGRADATIONS = ("extreme", "hard", "moderate")
 FIGURES = {"identity": ("identity", 3), "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3),
            "sharpness": ("sharpness", 2)}
 ALONE = "generic-without"  # the second base's generic model, in the rows
@@ -50,7 +50,7 @@ def trained(arm: str, arguments: argparse.Namespace) -> Path:
 def measured(model: Path, methods: list[str], arguments: argparse.Namespace) -> list[report.Row]:
     """A row per person and figure."""
     return run_curve(CurveConfig.from_dict(dict(
-        **measure.held_out(), model=str(model), degradations=list(DAMAGE),
+        **measure.held_out(), model=str(model), degradations=list(DEGRADATIONS),
         methods=methods, shots=[SHOTS], steps=[0], max_people=arguments.max_people,
         max_queries=arguments.max_queries, workers=1, threads=arguments.threads, work_dir=str(RUNS / "curves"))))[0]
 
@@ -58,13 +58,14 @@ def measured(model: Path, methods: list[str], arguments: argparse.Namespace) -> 
 def table(rows: list[report.Row]) -> str:
     """A line for every damage and figure; gains are over the generic model that was trained with a start."""
     lines = []
-    for damage, title in DAMAGE.items():
+    for damage in DEGRADATIONS:
         for metric, (label, digits) in FIGURES.items():
             told, alone, start = (report.find(rows, degradation=damage, method=method, metric=metric)
                                   for method in ("generic", ALONE, "adapt"))
             if told is not None:  # LPIPS is absent where its backbone is
-                lines.append([f"{title}, {label}", f"{told['mean']:.{digits}f}", f"{alone['mean']:.{digits}f}",
-                              report.gain_text(alone, digits), report.gain_text(start, digits)])
+                means = [f"{row['mean']:.{digits}f}" for row in (told, alone)]
+                lines.append([f"{measure.DAMAGE[damage]}, {label}", *means, report.gain_text(alone, digits),
+                              report.gain_text(start, digits)])
     heads = ["damage, figure", "generic, of a base with a start", "of one without", "without over with",
              f"the start, {SHOTS} photos, over generic"]
     return (report.table(heads, lines) + f"\n\n{rows[0]['identities']} people, paired, 95 % intervals; commit "
@@ -89,9 +90,7 @@ def main() -> None:
     if arguments.dry:
         return
     report.write_json(RESULTS, rows, machine=report.machine())
-    report.write_text(PAGE, report.replace_between(PAGE.read_text(encoding="utf-8"), *measure.markers("without_start"),
-                                                   text))
-    print(f"written: {RESULTS.relative_to(measure.ROOT)}, {PAGE.relative_to(measure.ROOT)}")
+    measure.put_on_page("without_start", text, RESULTS, PAGE)
 
 
 if __name__ == "__main__":

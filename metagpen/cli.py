@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from .demo import DemoResult
     from .faces import PhotoSource
     from .model import MetaGPEN
-    from .person import Person
+    from .person import Person, PersonStore
     from .restore import Gallery
 
 
@@ -248,7 +249,8 @@ def album(
     """Look at photos before learning from them: who is on them, which serve, and what is wrong with the others."""
     import metagpen
 
-    from .check.show import album_sheet, album_table, picture_writer, reason_lines
+    from .check.show import album_sheet, album_table, reason_lines
+    from .faces import photo_format, save_photo
 
     files = one_persons_files(photos)
     if output:
@@ -258,10 +260,11 @@ def album(
                             "sheet to another folder")
         if file in {photo.resolve() for photo in files}:
             raise DataError(f"{output}: is one of the photos; give the sheet another name")
-    write = picture_writer(output) if output else None
+        photo_format(output)
+        check_writable(output)
     report = metagpen.check_album(metagpen.load(model, device=pick_device(device)), files)
-    if write:
-        write(album_sheet(report))
+    if output:
+        save_photo(album_sheet(report), output)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=1))
     else:
@@ -285,6 +288,9 @@ def adapt_many(
     batch: Annotated[
         int | None, typer.Option(min=1, help="People at a time (default: as many as memory allows).")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Leave out strangers' photos and unusable ones, as adapt does; slower.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="'embedded' learns here, 'ray' on the workers of a Ray cluster.")] = (
         "embedded"
     ),
@@ -308,12 +314,25 @@ def adapt_many(
         failed.append(name)
         say_error(f"{name}: {in_words(error)}")
 
-    metagpen.adapt_many(store.model, people, config=settings, store=store, on_error=report, engine=engine,
+    chosen = screened(people, store, report) if check else people
+    metagpen.adapt_many(store.model, chosen, config=settings, store=store, on_error=report, engine=engine,
                         workers=workers, progress=True)
     lost = f" ({len(failed)} could not be learned)" if failed else ""
     out.print(f"{len(store)} people are in {output}{lost}")
     if failed:
         raise typer.Exit(1)
+
+
+def screened(people: Mapping[str, list[Path]], store: PersonStore,
+             report: Callable[[str, Exception], None]) -> Iterator[tuple[str, list[PhotoSource]]]:
+    """Everybody who is not in the store yet, with the photos that serve; whoever has none is reported."""
+    for name, files in people.items():
+        if name in store:
+            continue
+        try:
+            yield name, photos_that_serve(store.model, files, None, "without --check all are learned from")
+        except (MetagpenError, OSError) as error:
+            report(name, error)
 
 
 def people_folders(folder: Path, apart: str) -> dict[str, list[Path]]:
@@ -375,40 +394,14 @@ def restore(
         raise typer.BadParameter("--sweep shows all strengths, --strength is one; give one of them")
     targets = restore_targets(source, output)
     network = metagpen.load(model, device=pick_device(device))
-    from .restore import Gallery
-
     with spoken_warnings():
-        people = known_people(person or [], store, network)
-        if not people and (strength < 1 or sweep or null_space):
-            from .finetune import person_behind
-
-            if (behind := person_behind(model, network)) is not None:
-                people, network = {behind.metadata["fine_tuned"]: behind}, behind.model
-            else:
-                raise DataError("--strength, --sweep and --null-space say how much of a person is let in: give "
-                                "--person or --store, or a --model-path that `metagpen train -opt` made")
-        gallery = Gallery(people, network)
+        gallery = known_people(person or [], store, model, network, needed=strength < 1 or sweep or null_space)
     options: dict[str, Any] = {"null_space": null_space, "aligned": aligned, "once": not repeats}
-    failed = 0
-    many = len(targets) > 1
-    with Progress(console=out, disable=not (many and out.is_terminal), transient=True) as bar:
-        for photo, target in bar.track(targets, description="restoring"):
-            try:
-                with spoken_warnings():
-                    if sweep:
-                        said = write_sweep(photo, target, gallery, options)
-                    else:
-                        said = write_restored(photo, target, gallery, options | {"strength": strength})
-            except (MetagpenError, OSError) as error:
-                if not many:
-                    raise
-                failed += 1
-                say_error(f"{photo}: not restored: {in_words(error)}")
-            else:
-                out.print(f"{photo} -> {target}: {said}")
-    if many:
-        out.print(f"{len(targets) - failed} of {len(targets)} photos restored")
-    if failed:
+    if sweep:
+        write = partial(write_sweep, gallery, options)
+    else:
+        write = partial(write_restored, gallery, options | {"strength": strength})
+    if restore_all(targets, write) < len(targets):
         raise typer.Exit(1)
 
 
@@ -638,7 +631,8 @@ def check_output(file: Path, read: Iterable[Path]) -> None:
     check_writable(file)
 
 
-def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None) -> list[PhotoSource]:
+def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None,
+                      otherwise: str = "--keep-all learns from all of them") -> list[PhotoSource]:
     """What to learn one person from, each photo that is left out and each doubt being told.
 
     Raises PhotoError when no photo is usable, or the album shows several people and it cannot be told whose it is; the
@@ -653,7 +647,7 @@ def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None) -> l
     for line in photo_lines(report):
         out.print(line)
     if report.divided:
-        raise PhotoError(f"{report.advice[0]}; --keep-all learns from all of them")
+        raise PhotoError(f"{report.advice[0]}; {otherwise}")
     if not report.usable:
         raise PhotoError(f"none of the {len(files)} photos is usable, {files[0]} the first of them: take new ones, "
                          "sharp, upright and with the whole face")
@@ -709,7 +703,23 @@ def matching_paths(path: Path) -> list[Path]:
     return photos
 
 
-def known_people(files: list[Path], store: str | None, network: MetaGPEN) -> Mapping[str, Person]:
+def known_people(files: list[Path], store: str | None, model: str, network: MetaGPEN, needed: bool) -> Gallery:
+    """Everybody in the files or the store; where there is nobody and somebody is needed, whom the model was fine-tuned
+    on, on the model that it began from. Raises DataError where it was not."""
+    from .restore import Gallery
+
+    people = named_people(files, store, network)
+    if people or not needed:
+        return Gallery(people, network)
+    from .finetune import person_behind
+
+    if (behind := person_behind(model, network)) is None:
+        raise DataError("--strength, --sweep and --null-space say how much of a person is let in: give --person or "
+                        "--store, or a --model-path that `metagpen train -opt` made")
+    return Gallery({behind.metadata["fine_tuned"]: behind}, behind.model)
+
+
+def named_people(files: list[Path], store: str | None, network: MetaGPEN) -> Mapping[str, Person]:
     """Everybody in the files, by file name, or in the store. Raises DataError for both, or nobody, or a name twice."""
     from .person import Person, PersonStore
 
@@ -726,7 +736,28 @@ def known_people(files: list[Path], store: str | None, network: MetaGPEN) -> Map
     return people
 
 
-def write_restored(photo: Path, target: Path, gallery: Gallery, options: dict[str, Any]) -> str:
+def restore_all(targets: list[tuple[Path, Path]], write: Callable[[Path, Path], str]) -> int:
+    """Each photo to its file by `write`, which returns what to say of it; how many were restored. An error ends one of
+    many photos alone, and is told; the only photo's is raised."""
+    many, done = len(targets) > 1, 0
+    with Progress(console=out, disable=not (many and out.is_terminal), transient=True) as bar:
+        for photo, target in bar.track(targets, description="restoring"):
+            try:
+                with spoken_warnings():
+                    said = write(photo, target)
+            except (MetagpenError, OSError) as error:
+                if not many:
+                    raise
+                say_error(f"{photo}: not restored: {in_words(error)}")
+            else:
+                done += 1
+                out.print(f"{photo} -> {target}: {said}")
+    if many:
+        out.print(f"{done} of {len(targets)} photos restored")
+    return done
+
+
+def write_restored(gallery: Gallery, options: dict[str, Any], photo: Path, target: Path) -> str:
     """Restore a photo into a file; returns who was found."""
     from .faces import save_photo
     from .restore import restore_photo
@@ -739,7 +770,7 @@ def write_restored(photo: Path, target: Path, gallery: Gallery, options: dict[st
     return ", ".join(map(str, restored.faces))
 
 
-def write_sweep(photo: Path, target: Path, gallery: Gallery, options: dict[str, Any]) -> str:
+def write_sweep(gallery: Gallery, options: dict[str, Any], photo: Path, target: Path) -> str:
     """Write the sheet of a photo's known faces at several strengths; returns what it shows."""
     from .evaluate.report import contact_sheet
     from .faces import save_photo
@@ -763,17 +794,13 @@ def spoken_warnings() -> Iterator[None]:
 
 def demo_table(result: DemoResult) -> Table:
     """A line per person and method, then the means over people."""
-    from .demo import shown
+    from .demo import lines
 
     table = Table("person", "learned / restored", "method", title=f"album '{result.album}'")
     for name in ("identity", "PSNR dB", "SSIM", "s to adapt"):
         table.add_column(name, justify="right")
-    for person in result.people:
-        photos = f"{person.support} / {person.held_out}"
-        for method, values in person.figures.items():
-            seconds = f"{person.seconds:.1f}" if method == "personal" else ""
-            table.add_row(person.name, photos, method, *shown(values), seconds)
+    for own in lines(result):
+        for line in own:
+            table.add_row(*line)
         table.add_section()
-    for method, values in result.mean.items():
-        table.add_row("mean", "", method, *shown(values))
     return table

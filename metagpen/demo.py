@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -26,6 +27,8 @@ from .evaluate.report import contact_sheet, table
 from .evaluate.tasks import load_crop
 from .faces import to_pil
 from .identities import Photo
+from .model import MetaGPEN
+from .person import Person
 
 METHODS = ("degraded", "generic", "personal")
 METRICS = ("identity", "psnr", "ssim")
@@ -96,17 +99,11 @@ def run_demo(
         person = adapt(model, list(crops), steps=steps, seed=seed)
         seconds = time.perf_counter() - began
         progress(f"{name}: restoring {len(held_out)} photos that adapting never saw ({seconds:.1f} s)")
-        truth, landmarks = (x.repeat_interleave(DRAWS, dim=0) for x in load_crops(held_out, model.size))
-        degraded = worsen(truth, generator)
-        images = {
-            "degraded": degraded,
-            "generic": model.restore(degraded).cpu(),
-            "personal": person.restore_batch(degraded).cpu(),
-        }
-        figures = {method: measure(images[method], truth, landmarks, recogniser) for method in METHODS}
+        images, landmarks = restorations(person, model, held_out, worsen, generator)
+        figures = {method: measure(images[method], images["truth"], landmarks, recogniser) for method in METHODS}
         sheet = output / f"{name}.jpg"
         with whole_file(sheet) as temporary:
-            before_after({**images, "truth": truth}).save(temporary, "JPEG", quality=92)
+            before_after(images).save(temporary, "JPEG", quality=92)
         results.append(PersonResult(name, len(support), len(held_out), seconds, figures, sheet))
     result = DemoResult(
         str(album),
@@ -118,6 +115,15 @@ def run_demo(
     write_text(result.report, markdown(result, steps, seed, degradation))
     write_text(result.data, json.dumps(as_json(result, steps, seed, degradation), indent=1) + "\n")
     return result
+
+
+def restorations(person: Person, model: MetaGPEN, photos: Sequence[Photo], worsen: degrade.Degradation,
+                 generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    """({each of METHODS, "truth": [N * DRAWS, 3, S, S]}, landmarks [N * DRAWS, 5, 2]) of N photos."""
+    truth, landmarks = (x.repeat_interleave(DRAWS, dim=0) for x in load_crops(photos, model.size))
+    degraded = worsen(truth, generator)
+    generic, personal = model.restore(degraded).cpu(), person.restore_batch(degraded).cpu()
+    return {"degraded": degraded, "generic": generic, "personal": personal, "truth": truth}, landmarks
 
 
 @torch.no_grad()
@@ -157,31 +163,27 @@ def before_after(columns: Mapping[str, Tensor]) -> Image.Image:
     )
 
 
-def shown(values: Mapping[str, float]) -> list[str]:
-    """Identity, PSNR and SSIM as the tables print them."""
-    return [f"{values['identity']:.3f}", f"{values['psnr']:.2f}", f"{values['ssim']:.3f}"]
+def lines(result: DemoResult, mean: str = "mean") -> list[list[list[str]]]:
+    """What the tables print, everybody's lines together and the means last: who, photos, method, METRICS, seconds."""
+    def line(who: str, photos: str, method: str, values: Mapping[str, float], seconds: str = "") -> list[str]:
+        return [who, photos, method, f"{values['identity']:.3f}", f"{values['psnr']:.2f}", f"{values['ssim']:.3f}",
+                seconds]
+
+    people = [[line(person.name, f"{person.support} / {person.held_out}", method, values,
+                    f"{person.seconds:.1f}" if method == "personal" else "")
+               for method, values in person.figures.items()] for person in result.people]
+    return [*people, [line(mean, "", method, values) for method, values in result.mean.items()]]
 
 
 def markdown(result: DemoResult, steps: int, seed: int, degradation: str) -> str:
     """The report: a table with a line per person and method, then the pictures."""
-    lines = [
-        [
-            person.name,
-            f"{person.support} / {person.held_out}",
-            method,
-            *shown(values),
-            f"{person.seconds:.1f}" if method == "personal" else "",
-        ]
-        for person in result.people
-        for method, values in person.figures.items()
-    ]
-    lines += [["**mean**", "", method, *shown(values), ""] for method, values in result.mean.items()]
     headers = ["person", "learned from / restored", "method", "identity", "PSNR dB", "SSIM", "s to adapt"]
+    body = table(headers, chain(*lines(result, mean="**mean**")))
     pictures = "\n\n".join(f"![{person.name}]({person.sheet.name})" for person in result.people)
     return (
         f"# metagpen demo: album '{result.album}'\n\n"
         f"{steps} steps, degradation '{degradation}', {DRAWS} draws of each held-out photo, seed {seed}. {CAVEAT}\n\n"
-        f"{table(headers, lines)}\n\nColumns of the pictures: degraded, generic, personal, truth.\n\n{pictures}\n"
+        f"{body}\n\nColumns of the pictures: degraded, generic, personal, truth.\n\n{pictures}\n"
     )
 
 

@@ -476,7 +476,7 @@ def test_album_command_fails_where_nothing_serves(tmp_path):
 
 def test_album_command_refuses_a_sheet_of_no_format(tmp_path):
     result = run("album", BOB[0], "-o", tmp_path / "sheet.doc")
-    assert result.exit_code != 0 and "no picture format" in result.stderr and result.stderr.count("\n") == 1
+    assert result.exit_code != 0 and "cannot be written as '.doc'" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_adapt_leaves_out_strangers_unless_told(tmp_path):

@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_no_half_pair(photos, tmp_path, monkeypatch, capsys):
     save, calls = Image.Image.save, []
 
     def failing_save(self, path, *args, **kwargs):
-        if str(path).endswith(".tmp"):
+        if str(path).endswith(".part"):
             calls.append(path)
             if len(calls) == 4:  # LR of the second pair
                 raise OSError(28, "No space left on device")

@@ -36,6 +36,7 @@ from .limits import (
     no_face,
     of_another_group,
     pose_limits,
+    view_of,
 )
 
 Verdict = Literal["keep", "warn", "leave out"]
@@ -65,10 +66,11 @@ class Seen:
 class PhotoReport:
     """What is known about one photo of an album, seen at the face that the others agree with (else the largest).
 
-    name: its path, or what to call it. limits: what it falls short of. found: how many faces there are; chosen: which
-    of them, the largest being 0. side: the face's native crop side in photo pixels. sharpness: see
-    `measures.sharpness`. yaw, roll: degrees. cosine: to the unit mean of the album's other photos of the person, by the
-    embedded recogniser; None when there is nothing to compare with. view: the aligned face, for looking at.
+    name: its path, or what to call it. limits: what it falls short of. found: how many faces were looked at,
+    the MOST_FACES largest at most; chosen: which of them, the largest being 0. side: the face's native crop side in
+    photo pixels. sharpness: see `measures.sharpness`. yaw, roll: degrees. cosine: to the unit mean of the album's other
+    photos of the person, by the embedded recogniser; None when there is nothing to compare with. view: the aligned
+    face, for looking at.
     """
 
     name: str
@@ -223,16 +225,16 @@ def find_faces(images: list[Image.Image], aligned: list[bool], device: torch.dev
 @torch.no_grad()
 def see(photo: Image.Image, face: Face, size: int, recogniser: recognise.Recogniser) -> Seen:
     """One face, with everything that can be said without the other photos."""
-    limits = face_limits(photo, face)
+    view = view_of(photo, face)
+    limits = face_limits(photo, face, view)
     if any(limit.stops for limit in limits):
         return Seen(face, tuple(limits))
-    crop = crop_face(photo, face.landmarks, size)
-    view = crop if size == measures.VIEW else crop_face(photo, face.landmarks, measures.VIEW)
+    crop = view if size == measures.VIEW else crop_face(photo, face.landmarks, size)
     marks = torch.from_numpy(view.landmarks).float()[None]
     embedding = recogniser.embed(to_tensor(view.image)[None].to(next(recogniser.parameters()).device), marks)[0].cpu()
-    limits += detail_limits(crop.image, crop.source_side) + pose_limits(measures.yaw(face.landmarks))
-    return Seen(face, tuple(limits), crop.source_side, measures.sharpness(to_tensor(crop.image)), view.image, embedding,
-                measures.face_print(view.image))
+    sharp = measures.sharpness(to_tensor(crop.image))
+    limits += detail_limits(sharp, crop.source_side, size) + pose_limits(measures.yaw(face.landmarks))
+    return Seen(face, tuple(limits), crop.source_side, sharp, view.image, embedding, measures.face_print(view.image))
 
 
 def first_usable(faces: list[Seen]) -> int:

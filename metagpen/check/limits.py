@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..errors import PhotoError
 from ..faces import (
+    AlignedFace,
     Face,
     PhotoSource,
     crop_face,
@@ -25,7 +26,6 @@ from ..faces import (
     load_photo,
     outside_share,
     photos_in,
-    to_tensor,
 )
 from ..faces.detect import MAX_OUTSIDE, MIN_CROP_SIDE
 from . import measures
@@ -102,16 +102,24 @@ def no_face(name: str) -> Limit:
                             f"{OTHER_WAY}", stops=True)
 
 
-def face_limits(photo: Image.Image, face: Face) -> list[Limit]:
-    """Too small, cut off, covered, or hardly a face; for photos to learn from and photos to restore alike."""
+def view_of(photo: Image.Image, face: Face) -> AlignedFace | Limit:
+    """The aligned face with measures.VIEW pixels, or why there is none."""
     try:
-        crop = crop_face(photo, face.landmarks, measures.VIEW)
+        return crop_face(photo, face.landmarks, measures.VIEW)
     except PhotoError as error:
-        return [Limit("cut-off", f"{error}; {INPAINT}", stops=True)]
-    if crop.source_side < MIN_CROP_SIDE:
-        return [Limit("small", f"the face is too small: its crop has {crop.source_side:.0f} px, at least "
+        return Limit("cut-off", f"{error}; {INPAINT}", stops=True)
+
+
+def face_limits(photo: Image.Image, face: Face, view: AlignedFace | Limit | None = None) -> list[Limit]:
+    """Too small, cut off, covered, or hardly a face; for photos to learn from and photos to restore alike. view: what
+    `view_of` says, where it is known."""
+    view = view_of(photo, face) if view is None else view
+    if isinstance(view, Limit):
+        return [view]
+    if view.source_side < MIN_CROP_SIDE:
+        return [Limit("small", f"the face is too small: its crop has {view.source_side:.0f} px, at least "
                                f"{MIN_CROP_SIDE:.0f} are needed; use a larger photo", stops=True)]
-    return [*cut_off(photo, face), *covered(crop.image, face.score)]
+    return [*cut_off(photo, face), *covered(view.image, face.score)]
 
 
 def cut_off(photo: Image.Image, face: Face) -> list[Limit]:
@@ -135,11 +143,10 @@ def covered(crop: Image.Image, score: float) -> list[Limit]:
     return []
 
 
-def detail_limits(crop: Image.Image, source_side: float) -> list[Limit]:
-    """Too little detail to learn from. crop: the aligned face at the model's size; source_side: its side in the photo.
-    """
-    size, found = crop.width, []
-    sharp = measures.sharpness(to_tensor(crop))
+def detail_limits(sharp: float, source_side: float, size: int) -> list[Limit]:
+    """Too little detail to learn from. sharp: `measures.sharpness` of the aligned face of the model's `size`.
+    source_side: its side in the photo."""
+    found = []
     if sharp < BLURRED:
         return [Limit("blurred", f"no detail left (sharpness {sharp:.2f}, sharp photos have 0.4): take a sharper photo",
                       stops=True)]

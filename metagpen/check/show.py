@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from ..atomic import check_writable, whole_file
-from ..errors import DataError
 from ..evaluate.report import contact_sheet
 from .album import AlbumReport, PhotoReport, tails
 from .measures import VIEW
@@ -86,21 +81,3 @@ def framed(photo: PhotoReport) -> Image.Image:
 
 def number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def picture_writer(path: Path) -> Callable[[Image.Image], None]:
-    """Checks at once that a picture can be written to `path`; the returned function writes it whole or not at all.
-
-    Raises DataError for a suffix that no picture format has.
-    """
-    suffixes = Image.registered_extensions()
-    kind = suffixes.get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise DataError(f"{path}: no picture format is called '{path.suffix}'; end the name in .png or .jpg")
-    check_writable(path)
-
-    def write(picture: Image.Image) -> None:
-        with whole_file(path) as temporary:
-            picture.save(temporary, format=kind)
-
-    return write

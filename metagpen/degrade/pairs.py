@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..atomic import whole_file
 from ..errors import ConfigError, DataError, PhotoError
 from ..workers import spread
 from .base import Degradation
@@ -72,32 +73,15 @@ def write_pairs(
         raise ConfigError(f"num_workers must be 0 or more, not {num_workers}")
     if seed < 0:
         raise ConfigError(f"seed must be 0 or more, not {seed}")
-    photos = _photos_in(Path(input_dir))
-    gt_dir, lr_dir = Path(output_dir) / "GT", Path(output_dir) / "LR"
-    if Path(input_dir).resolve() in (gt_dir.resolve(), lr_dir.resolve()):
-        raise DataError(f"{output_dir}: its pairs would be written over the photos of {input_dir}; choose another "
-                        "output folder")
-    digits = max(3, len(str(len(photos))))
-    jobs = [
-        _Job(index, photo, gt_dir / f"{index:0{digits}}.png", lr_dir / f"{index:0{digits}}.png", size, seed)
-        for index, photo in enumerate(photos, start=1)
-    ]
-    if not overwrite:
-        for path in (path for job in jobs for path in (job.gt, job.lr)):
-            if path.exists():
-                raise DataError(f"{path} exists already; choose another output folder or ask to overwrite")
-    for folder in (gt_dir, lr_dir):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder} cannot be created ({error.strerror}); choose another output folder") from None
+    jobs = _jobs_of(Path(input_dir), Path(output_dir), size, seed, overwrite)
 
     start = time.perf_counter()
     reasons = _run(jobs, degrade, num_workers, _bar if progress else _no_bar)
     failed = tuple((job.photo, reasons[job.index]) for job in jobs if reasons[job.index] is not None)
     if len(failed) == len(jobs):
         raise DataError(f"none of the {len(jobs)} photos in {input_dir} can be read; the first: {failed[0][1]}")
-    return PairsSummary(len(jobs) - len(failed), failed, gt_dir, lr_dir, time.perf_counter() - start)
+    return PairsSummary(len(jobs) - len(failed), failed, jobs[0].gt.parent, jobs[0].lr.parent,
+                        time.perf_counter() - start)
 
 
 def _degradation(degradation: str | Degradation, scale: int) -> Degradation:
@@ -136,6 +120,30 @@ class _Job:
     seed: int
 
 
+def _jobs_of(photos_dir: Path, output_dir: Path, size: int | None, seed: int, overwrite: bool) -> list[_Job]:
+    """A job per photo, the folders of its pair made. Raises DataError where there is no photo, or a file in the way."""
+    photos = _photos_in(photos_dir)
+    gt_dir, lr_dir = output_dir / "GT", output_dir / "LR"
+    if photos_dir.resolve() in (gt_dir.resolve(), lr_dir.resolve()):
+        raise DataError(f"{output_dir}: its pairs would be written over the photos of {photos_dir}; choose another "
+                        "output folder")
+    digits = max(3, len(str(len(photos))))
+    jobs = [
+        _Job(index, photo, gt_dir / f"{index:0{digits}}.png", lr_dir / f"{index:0{digits}}.png", size, seed)
+        for index, photo in enumerate(photos, start=1)
+    ]
+    if not overwrite:
+        for path in (path for job in jobs for path in (job.gt, job.lr)):
+            if path.exists():
+                raise DataError(f"{path} exists already; choose another output folder or ask to overwrite")
+    for folder in (gt_dir, lr_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder} cannot be created ({error.strerror}); choose another output folder") from None
+    return jobs
+
+
 def _write_pair(job: _Job, degrade: Degradation) -> str | None:
     """Writes one pair; the reason if the photo is no good (its number then has no pair, not even an older one)."""
     from ..faces.photo import load_photo, to_pil, to_tensor
@@ -153,24 +161,13 @@ def _write_pair(job: _Job, degrade: Degradation) -> str | None:
     photo = photo.crop((0, 0, photo.width - photo.width % degrade.scale, photo.height - photo.height % degrade.scale))
     state = int(np.random.SeedSequence([job.seed, job.index]).generate_state(1, np.uint64)[0] >> 1)
     poor = degrade(to_tensor(photo)[None], torch.Generator().manual_seed(state))
-    _save_pair({job.gt: photo, job.lr: to_pil(poor[0])})
-    return None
-
-
-def _save_pair(pictures: dict[Path, Image.Image]) -> None:
-    """Both under temporary names first, so that neither shows up half-written or alone."""
-    drafts = {path.with_name(f".{path.name}.{os.getpid()}.tmp"): path for path in pictures}
     try:
-        for draft, path in drafts.items():
-            pictures[path].save(draft, "PNG", compress_level=2)  # 6 takes five times as long and saves a sixth
-        for draft, path in drafts.items():
-            os.replace(draft, path)
+        with whole_file(job.gt) as gt, whole_file(job.lr) as lr:  # both are renamed at the end, so that none is alone
+            for picture, file in ((photo, gt), (to_pil(poor[0]), lr)):
+                picture.save(file, "PNG", compress_level=2)  # 6 takes five times as long and saves a sixth
     except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{next(iter(pictures))} or its partner cannot be written ({reason})") from None
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+        raise DataError(f"{job.gt} or its partner cannot be written ({error.strerror or error})") from None
+    return None
 
 
 # All photos

@@ -161,14 +161,9 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     for dataset, own in by_dataset(rows).items():
         machines = "; ".join(sorted({row["machine"] for row in own}))
         schedules = {row["method"]: row.get("schedule") for row in own}
+        seeds = " ".join(map(str, sorted({row["seed"] for row in own})))
         for row in report.rows_of(records_of(complete(own)), dataset, machines):
-            found.append(
-                {
-                    **row,
-                    "schedule": schedules[row["method"]],
-                    "seed": " ".join(map(str, sorted({r["seed"] for r in own}))),
-                }
-            )
+            found.append({**row, "schedule": schedules[row["method"]], "seed": seeds})
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import t
@@ -48,9 +49,14 @@ def mean_interval(values: Mapping[str, float], seed: int = 0, resamples: int = R
     if len(x) < FEW:
         half = 0.0 if len(x) == 1 else float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
         return Interval(mean, mean - half, mean + half, len(x))
-    draws = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    lo, hi = np.percentile(x[draws].mean(axis=1), [2.5, 97.5])
+    lo, hi = np.percentile(x[people_drawn(len(x), seed, resamples)].mean(axis=1), [2.5, 97.5])
     return Interval(mean, float(lo), float(hi), len(x))
+
+
+@lru_cache(maxsize=2)  # a table asks for the same over and over
+def people_drawn(people: int, seed: int, resamples: int) -> np.ndarray:
+    """The bootstrap's draws with replacement, [resamples, people]."""
+    return np.random.default_rng(seed).integers(people, size=(resamples, people))
 
 
 def paired_gain(

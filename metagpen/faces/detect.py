@@ -54,8 +54,8 @@ def detect(image: Image.Image, device: str | torch.device = "cpu") -> list[Face]
 def detect_many(images: list[Image.Image], device: str | torch.device = "cpu") -> list[list[Face]]:
     """`detect` for several photos; photos of equal size go through the networks together, 16 at a time.
 
-    A photo in which nothing is found gets a second look: larger if it had been reduced, else with a grey
-    rim around it (a face that fills the whole photo needs that).
+    A photo in which nothing is found is looked at again: first larger, if it had been reduced; then, if there still is
+    nothing, with a grey rim around it (a face that fills the whole photo needs that).
     """
     found = _look(images, SIDES[0], 0.0, device)
     for second in ((SIDES[1], 0.0), (SIDES[0], MARGIN)):
@@ -87,18 +87,23 @@ def single_face(source: PhotoSource, size: int, aligned: bool = False, device: s
     if len(faces) > 1:
         warnings.warn(f"{name} shows {len(faces)} faces; the largest is used "
                       "(cut the photo if another one is meant)", stacklevel=2)
-    landmarks = faces[0].landmarks
     try:
-        face = crop_face(photo, landmarks, size)
+        return usable_face(photo, faces[0].landmarks, size, min_crop_side)
     except PhotoError as error:
-        raise PhotoError(f"{name}: {error}") from None
-    if face.source_side < min_crop_side:
-        raise PhotoError(f"the face in {name} is too small: its crop would have {face.source_side:.0f} px, "
-                         f"at least {min_crop_side:.0f} are needed; use a larger photo")
+        raise PhotoError(f"the face in {name} cannot be used ({error}); use a photo that shows the whole face, and "
+                         "shows it large") from None
+
+
+def usable_face(photo: Image.Image, landmarks: np.ndarray, size: int, smallest: float) -> AlignedFace:
+    """A face of an RGB photo as a size x size crop. Raises PhotoError, which says why and names no photo, where the
+    landmarks do not lie on the photo, a side of the crop has fewer than `smallest` photo pixels, or more than 35 % of
+    it lies outside the photo."""
+    face = crop_face(photo, landmarks, size)
+    if face.source_side < smallest:
+        raise PhotoError(f"too small: its crop has {face.source_side:.0f} px, at least {smallest:.0f} are needed")
     outside = outside_share(photo, landmarks)
     if outside > MAX_OUTSIDE:
-        raise PhotoError(f"the face in {name} is cut off: {outside:.0%} of its crop lies outside the photo; "
-                         "use a photo that shows the whole face")
+        raise PhotoError(f"cut off: {outside:.0%} of its crop lies outside the photo")
     return face
 
 

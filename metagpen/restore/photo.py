@@ -16,17 +16,15 @@ from ..errors import ConfigError, PhotoError
 from ..faces import (
     AlignedFace,
     PhotoSource,
-    crop_face,
     describe,
     detect,
     load_with_extras,
-    outside_share,
     single_face,
     to_pil,
     to_tensor,
     with_extras,
 )
-from ..faces.detect import MAX_OUTSIDE
+from ..faces.detect import usable_face
 from ..person import Person, restore_many
 from .matching import SAME_PERSON, FaceWarning, Gallery, Persons, assign, too_far
 from .null_space import null_space as join
@@ -151,17 +149,9 @@ def cut_faces(picture: Image.Image, model: MetaGPEN, name: str, aligned: bool) -
     cuts = []
     for found in detect(picture, model.device):
         try:
-            face = crop_face(picture, found.landmarks, model.size)
+            cuts.append(Cut(found.box, usable_face(picture, found.landmarks, model.size, SMALLEST_FACE)))
         except PhotoError as error:
             cuts.append(Cut(found.box, reason=str(error)))
-            continue
-        outside = outside_share(picture, found.landmarks)
-        if face.source_side < SMALLEST_FACE:
-            cuts.append(Cut(found.box, reason=f"too small: a crop of {face.source_side:.0f} px"))
-        elif outside > MAX_OUTSIDE:
-            cuts.append(Cut(found.box, reason=f"cut off: {outside:.0%} of its crop lies outside the photo"))
-        else:
-            cuts.append(Cut(found.box, face))
     if not cuts:
         raise PhotoError(f"{name} shows no face that can be found; turn it upright, or cut out the square crop of the "
                          "face and say that it is aligned")
