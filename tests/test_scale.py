@@ -224,6 +224,38 @@ def test_a_name_that_is_no_text_is_left_out(learn):
     assert list(found) == ["a"] and [text[:12] for text in failures] == ["3 is no name", "['a'] is no "]
 
 
+def test_the_command_screens_photos_where_asked(tmp_path, tiny_model, monkeypatch):
+    import metagpen
+    from metagpen import cli
+    from metagpen.errors import PhotoError
+
+    looked: list[str] = []
+
+    def serving(model, files, best, otherwise):
+        looked.append(files[0].parent.name)
+        if files[0].parent.name == "Bob":
+            raise PhotoError("none of the 2 photos is usable")
+        return files[1:]
+
+    learned: list[list] = []
+    monkeypatch.setattr(metagpen, "load", lambda *_, **__: tiny_model)
+    monkeypatch.setattr(cli, "photos_that_serve", serving)
+    monkeypatch.setattr(loop, "album", lambda photos, *_: learned.append(photos) or Album(
+        torch.stack(faces(1)), torch.zeros(1, 5, 2)))
+    tiny_model.start = None
+    for name in ("ada", "Bob"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for file in ("1.jpg", "2.jpg"):
+            (tmp_path / "photos" / name / file).write_bytes(b"")
+    command = ("adapt-many", tmp_path / "photos", "-o", tmp_path / "people", "--steps", 0, "--check")
+    result = run(*command)
+    assert result.exit_code == 1 and "Bob: none of the 2 photos is usable" in result.stderr
+    assert "1 people are in" in result.output and "1 could not be learned" in result.output
+    assert [[photo.name for photo in photos] for photos in learned] == [["2.jpg"]]
+    run(*command)
+    assert looked == ["Bob", "ada", "Bob"], "who is in the store is passed over"
+
+
 def test_the_command(tmp_path, tiny_model, monkeypatch, damaged):
     import metagpen
 
