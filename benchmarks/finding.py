@@ -1,0 +1,119 @@
+"""How small and how damaged may a face in a photo be to be found, and how well are its landmarks placed?
+
+The crops of people whom no training saw, reduced to so many pixels and laid into a photo four times as wide (its rim
+is the crop's edge, drawn out), go through the detector as `metagpen restore` uses it. A face counts as found where one
+is detected whose landmarks lie within half the distance of the eyes of the true ones, in the mean; the *error* is that
+mean as a share of the eyes' distance (NME), the median over those that were found. Photos come from `$METAGPEN_SHARED`,
+or the folder `shared` beside this repository; a set that is not there is left out.
+
+    python benchmarks/finding.py    # writes benchmarks/results/finding.json and the table in docs/restore.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from statistics import median
+
+import measure
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from metagpen import faces
+from metagpen.degrade import HeavyDegradation
+from metagpen.evaluate import report
+from metagpen.evaluate.tasks import generator_of, load_crop
+from metagpen.faces.detect import detect_many
+from metagpen.identities import People, Photo
+
+RESULTS = measure.RESULTS / "finding.json"
+PAGE = measure.ROOT / "docs" / "restore.md"
+SIDES = (8, 12, 16, 24, 32, 48, 64)
+FROM, PHOTOS_EACH = 256, 4
+BEYOND = 0.5  # of the eyes' distance: somewhere else
+
+Damage = Callable[[Tensor, int, str], Tensor]  # crop [3, S, S], side, name -> [3, side, side]
+
+
+def photos() -> Iterator[tuple[str, list[Photo]]]:
+    """(set, its photos), everybody's first ones."""
+    folder = measure.SHARED / "photos" / "london_512"
+    if folder.is_dir():
+        yield "london_512", first_of(People.from_folder(folder))
+    if (measure.SHARED / "photos" / "celeba_wild_256").is_dir():
+        yield "celeba_wild_256, val", first_of(measure.wild_people())
+
+
+def first_of(people: People) -> list[Photo]:
+    return [photo for person in people for photo in people[person][:PHOTOS_EACH]]
+
+
+def reduced(crop: Tensor, side: int, name: str) -> Tensor:
+    """Taken from further away."""
+    return interpolate(crop[None], (side, side), mode="area")[0]
+
+
+def ruined(crop: Tensor, side: int, name: str) -> Tensor:
+    """The same with noise and JPEG, as the evaluation's damage has them at that size."""
+    poor = HeavyDegradation(face_px=(side, side), blur_p=0.0)(crop[None], generator_of("finding", name, side))[0]
+    return reduced(poor, side, name)
+
+
+DAMAGE: dict[str, Damage] = {"small": reduced, "small, noise and JPEG": ruined}
+
+
+def in_a_photo(face: Tensor) -> Image.Image:
+    """A face [3, n, n] in the middle of a photo of 4n."""
+    side = face.shape[-1]
+    rim = 3 * side // 2
+    return Image.fromarray(np.pad(np.asarray(faces.to_pil(face)), ((rim, rim), (rim, rim), (0, 0)), mode="edge"))
+
+
+def error(landmarks: np.ndarray, truth: np.ndarray) -> float:
+    """Mean distance of five landmarks [5, 2] from the true ones, as a share of the eyes' distance."""
+    eyes = np.linalg.norm(truth[0] - truth[1])
+    return float(np.linalg.norm(landmarks - truth, axis=1).mean() / eyes)
+
+
+def figures(name: str, chosen: list[Photo], kind: str, side: int) -> report.Row:
+    """How many of the photos' faces are found at this size, and how well."""
+    looked = [load_crop(photo, FROM) for photo in chosen]
+    small = [in_a_photo(DAMAGE[kind](crop, side, photo.path.name)) for (crop, _), photo in zip(looked, chosen)]
+    errors = []
+    for (_, landmarks), found in zip(looked, detect_many(small), strict=True):
+        truth = landmarks.numpy() * side / FROM + 3 * side // 2
+        own = [error(face.landmarks, truth) for face in found]
+        errors.append(min(own, default=np.inf))
+    near = [value for value in errors if value < BEYOND]
+    return {"set": name, "damage": kind, "side": side, "photos": len(chosen), "found": len(near) / len(chosen),
+            "error": median(near) if near else None}
+
+
+def table(rows: list[report.Row]) -> str:
+    """A line per set and damage: found, and the landmarks' error, by the size of the crop."""
+    lines = []
+    for name, kind in dict.fromkeys((row["set"], row["damage"]) for row in rows):
+        own = [row for row in rows if (row["set"], row["damage"]) == (name, kind)]
+        lines.append([name, str(own[0]["photos"]), kind, *(cell(row) for row in own)])
+    return report.table(["set", "photos", "face", *(f"{side} px" for side in SIDES)], lines)
+
+
+def cell(row: report.Row) -> str:
+    return f"{row['found']:.0%}" + ("" if row["error"] is None else f" ({row['error']:.2f})")
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    torch.set_num_threads(1)
+    rows = [figures(name, chosen, kind, side) for name, chosen in photos() for kind in DAMAGE for side in SIDES]
+    machine = report.machine()
+    report.write_json(RESULTS, rows, commit=report.commit(), machine=machine)
+    about = f"Commit {report.commit()}, {report.machine_line(machine)}."
+    measure.put_on_page("finding", f"{table(rows)}\n\n{about}", RESULTS, PAGE)
+
+
+if __name__ == "__main__":
+    measure.run(main)
