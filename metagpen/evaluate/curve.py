@@ -423,7 +423,9 @@ def shots_curve(
     )
     for name in settings.methods:
         bench.model(name)  # so that a missing one is said before the first hour, not after
-    store = UnitFile(folder, settings_of(bench)) if folder else {}
+    deciding = settings_of(settings, people, models, scorers, lpips, bench.pictures,
+                           losses={key: net and network_fingerprint(net) for key, net in losses.items()})
+    store = UnitFile(folder, deciding) if folder else {}
     todo = [unit for unit in bench.units() if unit not in store]
     total = sum(map(bench.cost, bench.units()))
     try:
@@ -452,17 +454,9 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
     scorers = {label: recognise.load(name) for label, name in config.recognisers.items()}
     lpips = load_lpips(path=config.lpips_backbone)
     settings = CurveSettings(**config.model_dump(include=set(CurveSettings.model_fields)))
-    facts = {
-        **settings.model_dump(),
-        "people": sorted(people),
-        "dataset": people.set_name,
-        "device": torch.device(config.device).type,
-        "lpips": lpips is not None,
-        "models": {key: one.fingerprint[:12] for key, one in {"": model, **others}.items()},
-        "recognisers": {label: network_fingerprint(net) for label, net in scorers.items()},
-        "pictures": opened_elsewhere(config.exported, settings.methods)[1],
-        "code": code_fingerprint(),
-    }
+    _, pictures = opened_elsewhere(config.exported, settings.methods)
+    facts = settings_of(settings, people, {"": model, **others}, scorers, lpips, pictures,
+                        device=torch.device(config.device).type)
     folder = Path(config.work_dir) / protocol.digest(facts)
     rows = shots_curve(
         model,
@@ -641,18 +635,20 @@ class UnitFile(dict[Unit, list[Row]]):
         super().__setitem__(unit, rows)
 
 
-def settings_of(bench: Bench) -> dict[str, Any]:
+def settings_of(settings: CurveSettings, people: People, models: Mapping[str, MetaGPEN],
+                recognisers: Mapping[str, metrics.Embedder], lpips: torch.nn.Module | None,
+                pictures: Mapping[str, str], **more: Any) -> dict[str, Any]:
     """Everything that decides the numbers, without a path of this machine."""
     return {
-        **bench.settings.model_dump(),
-        "dataset": bench.facts["dataset"],
-        "people": sorted(bench.people),
-        "models": {key: model.fingerprint[:12] for key, model in bench.models.items()},
-        "losses": {key: net and network_fingerprint(net) for key, net in bench.losses.items()},
-        "recognisers": {label: network_fingerprint(net) for label, net in bench.recognisers.items()},
-        "lpips": bench.lpips is not None,
-        "pictures": dict(bench.pictures),
+        **settings.model_dump(),
+        "dataset": people.set_name or "people",
+        "people": sorted(people),
+        "models": {key: model.fingerprint[:12] for key, model in models.items()},
+        "recognisers": {label: network_fingerprint(net) for label, net in recognisers.items()},
+        "lpips": lpips is not None,
+        "pictures": dict(pictures),
         "code": code_fingerprint(),
+        **more,
     }
 
 
