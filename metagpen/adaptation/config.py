@@ -28,6 +28,8 @@ class AdaptConfig(Config):
     lr_latent: float = Field(1e-2, ge=0)
     lr_tail: float = Field(1e-3, ge=0)
     lr_decoder: float = Field(5e-3, ge=0)
+    lr_scale: float = Field(1.0, gt=0, description="on all rates, the rule's too: more where the photos are of the "
+                                                   "same sitting as what is to be restored")
     warmup: int = Field(4, ge=0)
     eta_min: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first")
     l1: float = Field(2.0, ge=0)

@@ -31,10 +31,10 @@ def begin(model: MetaGPEN, config: AdaptConfig, people: int, generator: torch.Ge
 
 
 def step_rates(model: MetaGPEN, config: AdaptConfig, step: int, names: Iterable[str]) -> dict[str, Tensor | float]:
-    """Rates of an inner step: the rule's, or those of the configuration with warm-up and cosine."""
+    """Rates of an inner step, times `lr_scale`: the rule's, or the configuration's with warm-up and cosine."""
     if config.rule:
-        return {name: value.detach() for name, value in model.rule.rates(step, config.steps).items()}
-    factor = warmup_cosine(step, config.steps, config.warmup, config.eta_min)
+        return {name: config.lr_scale * value.detach() for name, value in model.rule.rates(step, config.steps).items()}
+    factor = config.lr_scale * warmup_cosine(step, config.steps, config.warmup, config.eta_min)
     return {name: factor * rate(name, config) for name in names}
 
 
@@ -43,7 +43,7 @@ def last_rates(model: MetaGPEN, config: AdaptConfig, names: Iterable[str]) -> di
     if config.rule:
         steps = max(config.steps, model.rule.config.steps)  # without a step, or with few, as after the rule's own
         return step_rates(model, config.model_copy(update={"steps": steps}), steps - 1, names)
-    return {name: config.eta_min * rate(name, config) for name in names}
+    return {name: config.lr_scale * config.eta_min * rate(name, config) for name in names}
 
 
 def rate(name: str, config: AdaptConfig) -> float:

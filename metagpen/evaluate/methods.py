@@ -71,7 +71,7 @@ class Lesson:
     """What every method is given: the shared model, one person's photos and the settings.
 
     config: what is minimised, batch, seed; `steps` is the length of the schedule, `eta_min` = 1 a constant one.
-    recogniser: of the start and the losses, None if nothing asks. rate: on all rates of `rivals`. sharing: how many
+    recogniser: of the start and the losses, None if nothing asks. rate: on all of a method's rates. sharing: how many
     processes like this one have the same cores.
     """
 
@@ -107,8 +107,8 @@ class Learner:
 class CurveMethod:
     """A method by name. photos: "none", "own", "wrong" (somebody else's) or "elsewhere". steps: whether it takes any.
 
-    schedule: the one it insists on, None to follow the configuration. rate: on its rates in `Rivals`; None for a method
-    that has none there.
+    schedule: the one it insists on, None to follow the configuration. rate: on its rates, of `Rivals` or ours; None for
+    a method whose rates are what they are.
     """
 
     name: str
@@ -155,7 +155,7 @@ def method(
 
 
 def by_name(name: str) -> CurveMethod:
-    """The method of this name; `meta-KEY` is `adapt` on another model, `NAME-x4` a rival at four times its rates,
+    """The method of this name; `meta-KEY` is `adapt` on another model, `NAME-x4` one at four times its rates,
     `folder-NAME` what another program restored.
 
     Raises ConfigError for an unknown one.
@@ -168,7 +168,7 @@ def by_name(name: str) -> CurveMethod:
     if times == 1 or base not in METHODS:
         raise ConfigError(f"unknown method '{name}'; choose from {', '.join(METHODS)}, meta-NAME, folder-NAME, NAME-x4")
     if METHODS[base].rate is None:
-        raise ConfigError(f"method '{name}': {base} has no rates under rivals")
+        raise ConfigError(f"method '{name}': {base} is not measured at other rates")
     return replace(METHODS[base], name=name, rate=times)
 
 
@@ -260,12 +260,12 @@ def reference_average(lesson: Lesson) -> Learner:
 
 
 @method("start", steps=False)
-@method("adapt", follows_rule=True)
-@method("no-rule", rule=False)
+@method("adapt", follows_rule=True, rate=1.0)
+@method("no-rule", rate=1.0, rule=False)
 @method("adapt-gated", follows_rule=True, gated_decoder=True)
 @method("random-filters", follows_rule=True, learned_filters=False)
 @method("no-start", rate=1.0, rule=False, start=False)
-@method("wrong-person", photos="wrong", follows_rule=True)
+@method("wrong-person", photos="wrong", follows_rule=True, rate=1.0)
 @method("adapt-float32", follows_rule=True, bf16=False)
 @method("strength-25", follows_rule=True, strength=0.25)
 @method("strength-50", follows_rule=True, strength=0.5)
@@ -274,7 +274,7 @@ def adapted(lesson: Lesson, rule: bool = True, strength: float = 1.0, bf16: bool
             gated_decoder: bool | None = None, learned_filters: bool = True) -> Learner:
     """`metagpen.adapt`: the identity-conditioned start, then steps on the adapter; restored at a strength.
 
-    rule: whether the model's rule is followed, if it has one; without it, at `lesson.rate` times the configured rates.
+    At `lesson.rate` times the rates. rule: whether the model's rule is followed, if it has one, or the configured ones.
     bf16: False for steps in float32 throughout. start: False to begin at nobody. gated_decoder: in place of the
     configured. learned_filters: False for random filters in place of the model's. With the defaults, at n steps of the
     schedule "per-run", or "learned", this is what `adapt(..., steps=n)` returns, on a CPU bit for bit.

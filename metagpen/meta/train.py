@@ -114,6 +114,7 @@ class InnerConfig(AdaptConfig):
                                                                      "and play it again; default: wherever that can "
                                                                      "be done: in first order, engine batched")
     compile: bool = Field(False, exclude=True, description="never here")
+    lr_scale: float = Field(1.0, ge=1, le=1, exclude=True, description="never here: rates are what is learned")
 
     @field_validator("compile")
     @classmethod
