@@ -13,6 +13,8 @@ import evidence
 import numpy as np
 from scipy.stats import norm, t, ttest_1samp
 
+LOOKED_AT = 10  # people of London, the first, by whom eight times the rates were chosen
+
 Row, Point = evidence.Row, evidence.Point
 
 
@@ -60,6 +62,14 @@ def main() -> None:
     for seed in sorted({row["seed"] for row in sixteen}):
         more = evidence.growth([row for row in sixteen if row["seed"] == seed], "adapt")
         print(f"draw {seed}: {', '.join(map(evidence.interval, more))}")
+    london = evidence.read_run("curve_london")
+    others = set(sorted(people_of(london))[LOOKED_AT:])
+    scaled, lora = (evidence.SCALED, 1, 32), ("lora-16-x16", 1, 32)
+    for damage in evidence.DAMAGE:
+        gains = [evidence.interval(evidence.against(of(london, others), scaled, lora, metric, damage))
+                 for metric in ("identity", "psnr", "lpips")]
+        print(f"London, {damage}: ours at eight times its rates minus LoRA, the {len(others)} by whom eight was not "
+              f"chosen: identity, PSNR, LPIPS {', '.join(gains)}")
     print("2,000 iterations, identity by Student's t:", student(paired(long, evidence.FINETUNE, "identity", "hard")))
     for n in (12, 25):
         wider = t.ppf(0.975, n - 1) / norm.ppf(0.975) * (n / (n - 1)) ** 0.5

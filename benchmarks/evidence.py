@@ -40,7 +40,7 @@ ROOT, RESULTS = measure.ROOT, measure.RESULTS
 PAGE, FOLDER = ROOT / "docs" / "evidence.md", ROOT / "docs" / "evidence"
 # each after its configuration
 RUNS = ("curve_rates", "curve_128", "curve_start", "curve_meta", "curve_16", "curve_128_long", "curve_long_hard",
-        "curve_strength", "curve_london", "curve_lfw", "curve_precision")
+        "curve_strength", "curve_scale", "curve_london", "curve_lfw", "curve_precision")
 SCORER, DAMAGE = measure.SCORER, measure.DAMAGE
 COMPARED = {"identity": 3, "psnr": 2, "ssim": 3, "lpips": 3, "sharpness": 2}  # digits
 
@@ -49,6 +49,7 @@ Point = tuple[str, int, int]  # method, photos, steps
 Judge = Callable[[Sequence[Row], Sequence[Row], str], tuple[str, str]]  # rows, summary, damage -> figures, verdict
 OURS, ONE, FINETUNE = ("adapt", 5, 32), ("adapt", 1, 32), ("finetune", 5, 2000)
 TUNED = ("finetune@n-x4", 5, 32)  # fine-tuning at its best rate, after as many steps as ours
+SCALED = "adapt-x8"  # ours, all rates eight times as large
 WRONG, MEAN_FACE, GENERIC = ("wrong-person", 5, 32), ("reference-average", 5, 0), ("generic", 0, 0)
 SETS = {"curve_128": ("CelebA: 25 people, 5 photos", 5), "curve_lfw": ("LFW: 30 people, 5 photos", 5),
         "curve_london": ("London: 102 people, 1 photo", 1)}  # fmt: skip
@@ -405,11 +406,12 @@ def blocks() -> tuple[dict[str, str], dict[str, list[Row]], dict[str, list[Row]]
     rows = {name: curve_report.complete(read_run(name)) for name in RUNS if (RESULTS / f"{name}.jsonl.gz").exists()}
     summed = {name: curve_report.summary(found) for name, found in rows.items()}
     found = dict.fromkeys(("short", "goals", "adaptation", "rivals", "rates", "start", "filters", "meta", "photos",
-                           "sixteen", "steps", "long", "long_hard", "strength", "london", "lfw", "precision"), NOT_YET)
+                           "sixteen", "steps", "long", "long_hard", "strength", "scale", "london", "lfw", "precision"),
+                          NOT_YET)
     for name, make in {"curve_128": of_curve, "curve_start": of_start, "curve_meta": of_meta, "curve_16": of_sixteen,
                        "curve_rates": of_rates, "curve_128_long": of_long, "curve_long_hard": of_long_hard,
-                       "curve_strength": of_strength, "curve_london": of_london, "curve_lfw": of_lfw,
-                       "curve_precision": of_precision}.items():
+                       "curve_strength": of_strength, "curve_scale": of_scale, "curve_london": of_london,
+                       "curve_lfw": of_lfw, "curve_precision": of_precision}.items():
         if name in rows:
             found |= make(rows[name], summed[name])
     if "curve_128" in rows:
@@ -513,10 +515,20 @@ def of_strength(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     return {"strength": dial + "\n\n" + machines(rows)}
 
 
+def of_scale(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
+    """Ours at larger rates, minus ours at the rule's."""
+    tables = differences(rows, [OURS], ours=(SCALED, *OURS[1:])), by_damage(summed, everybody), machines(rows)
+    return {"scale": "\n\n".join(tables)}
+
+
 def of_london(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     blend = [("reference-average", 1, 0)] if any(row["method"] == "reference-average" for row in rows) else []
-    on_one = differences(rows, [*rivals_of(rows, ONE), *blend], ours=ONE)
-    return {"london": "\n\n".join([on_one, by_damage(summed, lambda row: True), machines(rows)])}
+    tables = [differences(rows, [*rivals_of(rows, ONE), *blend], ours=ONE)]
+    scaled = SCALED, *ONE[1:]
+    if any(row["method"] == SCALED for row in rows):
+        others = [ONE, *rivals_of(rows, ONE), *blend]
+        tables += ["Ours at eight times its rates:", differences(rows, others, ours=scaled)]
+    return {"london": "\n\n".join([*tables, by_damage(summed, lambda row: True), machines(rows)])}
 
 
 def of_precision(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:

@@ -431,6 +431,19 @@ def test_what_only_the_configuration_says_counts(tiny_model, tiny_recogniser):
     assert (person.metadata["steps"], person.metadata["seed"], person.metadata["start"]) == (2, 7, True)
 
 
+def test_all_rates_are_scaled(tiny_model):
+    config = FAST.model_copy(update={"steps": 5, "rule": False})
+    scaled = config.model_copy(update={"lr_scale": 3.0})
+    begun = begin(tiny_model, config, 1, torch.Generator().manual_seed(0), None)
+    for step in (0, 4):
+        once, thrice = (step_rates(tiny_model, one, step, begun) for one in (config, scaled))
+        assert thrice == pytest.approx({name: 3 * rate for name, rate in once.items()}) and max(once.values()) > 0
+    assert last_rates(tiny_model, scaled, begun) == pytest.approx(
+        {name: 3 * rate for name, rate in last_rates(tiny_model, config, begun).items()})
+    with pytest.raises(ConfigError, match="lr_scale"):
+        AdaptConfig.from_dict({"lr_scale": 0})
+
+
 def test_recorded_steps_are_the_plain_ones(tiny_model, tiny_recogniser):
     """What a GPU would record, run as it is, for two people, up to rounding; and with a rate that changes."""
     config = FAST.model_copy(update={"steps": 5, "rule": False})

@@ -224,7 +224,8 @@ def evidence(tmp_path, monkeypatch):
         "curve_128_long": [*alone, ("adapt", 5, 32), ("finetune@n", 5, 500), ("finetune", 5, 2000)],
         "curve_long_hard": [*alone[1:], ("adapt", 5, 32), ("finetune", 5, 2000)],
         "curve_strength": [*alone, ("strength-50", 5, 32), ("adapt", 5, 32)],
-        "curve_london": [*alone, ("adapt", 1, 32)],
+        "curve_scale": [*alone[1:], ("adapt", 5, 32), ("adapt-x8", 5, 32)],
+        "curve_london": [*alone, ("adapt", 1, 32), ("adapt-x8", 1, 32)],
         "curve_precision": [*alone, ("adapt", 5, 32), ("adapt-float32", 5, 32)],
         "curve_lfw": [*alone, *ours, ("lora-16-x16", 1, 32), ("lora-16-x16", 5, 32)],
     }.items():
@@ -264,6 +265,7 @@ def test_evidence_is_made_from_rows_alone(evidence, monkeypatch):
     assert "worse than generic in identity | 0 of 4, 0% to 60% | undecided |" in page, "nobody of four says little"
     assert "worse than generic in identity, LFW too | 0 of 8, 0% to 37% | undecided |" in page
     assert "| identity gained | +0.350 [+0.350, +0.350] | +0.350 [+0.350, +0.350] | +0.310 [+0.310, +0.310] |" in page
+    assert "| adapt, 32 steps; 16 px | -0.200 [-0.200, -0.200]" in page, "ours at eight times its rates minus ours"
     assert "| ours minus LoRA: identity | – | +0.200 [+0.200, +0.200] | – |" in page, "measured on one set alone"
     assert "identity: ours after 32 steps not below the fine-tune after 2,000 (3 people) | +0.200" in page
     assert "| 2 | +0.320 [+0.320, +0.320] |" in page, "two photos"
@@ -339,7 +341,7 @@ def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
     found, rows, _ = evidence.blocks()
     assert found["long"] == found["long_hard"] == found["london"] == found["lfw"] == evidence.NOT_YET
     assert set(rows) == {"curve_rates", "curve_128", "curve_start", "curve_meta", "curve_16", "curve_strength",
-                         "curve_precision"}
+                         "curve_scale", "curve_precision"}
     assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
     assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")
 

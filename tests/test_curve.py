@@ -306,6 +306,19 @@ def test_methods_by_name():
     assert methods.by_name("meta-lslr").name == "adapt"
     with pytest.raises(ConfigError, match="unknown method 'lora'; choose from input"):
         methods.by_name("lora")
+    assert methods.by_name("adapt-x4").rate == 4.0 and methods.by_name("adapt").rate == 1.0
+    with pytest.raises(ConfigError, match="generic is not measured at other rates"):
+        methods.by_name("generic-x4")
+
+
+def test_ours_at_other_rates_is_what_lr_scale_does(lesson):
+    """With the rule and without: `adapt-x4` ends where `adapt` with lr_scale=4 does, and elsewhere than `adapt`."""
+    for name in ("adapt", "no-rule"):
+        scaled = replace(lesson, model=with_rule(), config=lesson.config.model_copy(update={"lr_scale": 4.0}))
+        plain = replace(lesson, model=with_rule())
+        quadruple = restored(replace(plain, rate=4.0), name, [2])[0]
+        assert torch.equal(restored(scaled, name, [2])[0], quadruple)
+        assert not torch.equal(restored(plain, name, [2])[0], quadruple)
 
 
 # --- metrics and degradations ----------------------------------------------------------------------
@@ -774,7 +787,8 @@ def test_a_rival_at_other_rates(lesson):
     plain, faster = (methods.full(replace(lesson, rate=rate)).rates(3) for rate in (1.0, 4.0))
     assert set(plain) == set(faster) and all(faster[name] == 4 * plain[name] > 0 for name in plain)
     assert report.label_of("lora-16-x4") == "LoRA on the decoder, rank 16 at 4 times its rates"
-    for name, said in {"meta-x4": None, "adapt-x4": "no rates", "full-x1": "unknown", "nothing-x4": "unknown"}.items():
+    for name, said in {"meta-x4": None, "input-x4": "not measured", "full-x1": "unknown",
+                       "nothing-x4": "unknown"}.items():
         if said is None:
             assert methods.by_name(name) is methods.METHODS["adapt"], "a model called x4"
         else:

@@ -423,6 +423,9 @@ def shots_curve(
     )
     for name in settings.methods:
         bench.model(name)  # so that a missing one is said before the first hour, not after
+    for unit in bench.units():
+        if unit.method in bench.pictures:
+            bench.elsewhere.check(unit.method, unit.shots, unit.seed, unit.person, settings.degradations)
     deciding = settings_of(settings, people, models, scorers, lpips, bench.pictures,
                            losses={key: net and network_fingerprint(net) for key, net in losses.items()})
     store = UnitFile(folder, deciding) if folder else {}

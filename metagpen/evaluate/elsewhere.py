@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,18 @@ class Elsewhere:
         if self.inputs.get(key_of(seed, person, degradation)) != pixels_digest(poor):
             raise DataError(f"{self.folder}: its pictures of {person} under '{degradation}', seed {seed}, are not "
                             "those that are measured now (other settings, photos or code); export and restore again")
-        of = place(self.folder / RESTORED / name.removeprefix(FOLDER) / f"{shots}_photos", seed, person) / degradation
+        of = self.place(name, shots, seed, person) / degradation
         files = [self.file(of, number) for number in range(len(poor))]
         return load_photos([Photo(file) for file in files], poor.shape[-1], aligned=True)
+
+    def check(self, name: str, shots: int, seed: int, person: str, degradations: Iterable[str]) -> None:
+        """Raises DataError where something of what was exported was not restored."""
+        for degradation in degradations:
+            for damaged in (place(self.folder, seed, person) / degradation).glob("*.png"):
+                self.file(self.place(name, shots, seed, person) / degradation, int(damaged.stem))
+
+    def place(self, name: str, shots: int, seed: int, person: str) -> Path:
+        return place(self.folder / RESTORED / name.removeprefix(FOLDER) / f"{shots}_photos", seed, person)
 
     @staticmethod
     def file(folder: Path, number: int) -> Path:
