@@ -57,7 +57,7 @@ def test_all_that_is_exported_is_photos_to_learn_from_and_damaged_faces(exported
     assert [len(list((own / name).iterdir())) for name in ("extreme", "hard", "photos")] == [2, 2, 2]
     assert {Image.open(path).size for path in own.rglob("*.png")} == {(16, 16)}
     said = json.loads((exported / "tasks.json").read_text())
-    assert said["size"] == 16 and said["shots"] == 2 and len(said["inputs"]) == 3 * 2
+    assert said["size"] == 16 and said["shots"] == 2 and len(said["inputs"]) == 3 * 3
     assert str(folder) not in json.dumps(said), "no path of this machine"
 
 
@@ -112,6 +112,12 @@ def test_what_is_missing_or_of_another_run_is_named(exported, folder):
         measure(people, COPY, exported=exported, methods=["folder-nobody"])
     with pytest.raises(DataError, match="not those that are measured now"):
         measure(people, COPY, exported=exported, methods=["folder-copy"], seeds=[1])
+    hand_in(exported, "learner", lambda picture: picture, photos=2)
+    said = json.loads((exported / "tasks.json").read_text())
+    said["inputs"]["0/a/photos"] = "of other photos"
+    (exported / "tasks.json").write_text(json.dumps(said))
+    with pytest.raises(DataError, match="of a, 'photos', seed 0"):
+        measure(people, COPY, exported=exported, methods=["folder-learner"], shots_of={"folder-learner": [2]})
     lost = exported / "restored" / "copy" / "0_photos" / "seed_0" / "b" / "hard" / "01.png"
     lost.unlink()
     with pytest.raises(DataError, match="b/hard/01.png: missing"):

@@ -27,7 +27,7 @@ from metagpen.atomic import check_writable, whole_file
 from metagpen.config import Config, Device, Seed
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
-from metagpen.evaluate.elsewhere import Elsewhere, export
+from metagpen.evaluate.elsewhere import PHOTOS, Elsewhere, export
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
 from metagpen.evaluate.judges import IN_LOSSES, network_fingerprint, say_who_is_in_losses
 from metagpen.evaluate.methods import SCHEDULES, Rivals
@@ -305,6 +305,8 @@ class Bench:
 
     def measure_elsewhere(self, unit: Unit, case: Case) -> list[Row]:
         """Rows of what another program restored; nobody knows in how many seconds."""
+        if unit.shots:
+            self.elsewhere.must_be(unit.seed, unit.person, PHOTOS, case.task.support)
         rows = []
         for degradation, poor in case.inputs.items():
             images = self.elsewhere.restored(unit.method, unit.shots, unit.seed, unit.person, degradation, poor)

@@ -27,7 +27,7 @@ from metagpen.evaluate.tasks import Degrade, Task, damage, load_photos
 from metagpen.faces.photo import is_photo
 from metagpen.identities import Photo
 
-TASKS, RESTORED = "tasks.json", "restored"
+TASKS, PHOTOS, RESTORED = "tasks.json", "photos", "restored"
 
 
 def export(folder: Path, tasks: Iterator[tuple[int, Task]], degradations: Mapping[str, Degrade],
@@ -39,7 +39,8 @@ def export(folder: Path, tasks: Iterator[tuple[int, Task]], degradations: Mappin
     known, pictures = {}, 0
     for seed, task in tasks:
         own = place(folder, seed, task.person)
-        save_all(task.support, own / "photos")
+        save_all(task.support, own / PHOTOS)
+        known[key_of(seed, task.person, PHOTOS)] = pixels_digest(task.support)
         for name, degrade in degradations.items():
             poor = damage(task, name, degrade, seed)
             save_all(poor, own / name)
@@ -81,15 +82,19 @@ class Elsewhere:
             digest.update(str(path.relative_to(self.folder)).encode() + path.read_bytes())
         return digest.hexdigest()[:12]
 
+    def must_be(self, seed: int, person: str, what: str, images: Tensor) -> None:
+        """Raises DataError where other photos to learn from, or damaged faces, were exported than are measured now."""
+        if self.inputs.get(key_of(seed, person, what)) != pixels_digest(images):
+            raise DataError(f"{self.folder}: its pictures of {person}, '{what}', seed {seed}, are not those that are "
+                            "measured now (other settings, photos or code); export and restore again")
+
     def restored(self, name: str, shots: int, seed: int, person: str, degradation: str, poor: Tensor) -> Tensor:
         """What a restorer made of the damaged queries `poor` [Q, 3, S, S]: the same shape.
 
-        Larger pictures are scaled down (antialiased bicubic). Raises DataError for one that is missing, and where what
-        was exported is no longer what is measured.
+        Square pictures of another size are resized (antialiased bicubic). Raises DataError for one that is missing, and
+        where what was exported is no longer what is measured.
         """
-        if self.inputs.get(key_of(seed, person, degradation)) != pixels_digest(poor):
-            raise DataError(f"{self.folder}: its pictures of {person} under '{degradation}', seed {seed}, are not "
-                            "those that are measured now (other settings, photos or code); export and restore again")
+        self.must_be(seed, person, degradation, poor)
         of = self.place(name, shots, seed, person) / degradation
         files = [self.file(of, number) for number in range(len(poor))]
         return load_photos([Photo(file) for file in files], poor.shape[-1], aligned=True)
