@@ -78,17 +78,16 @@ def error(landmarks: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(landmarks - truth, axis=1).mean() / eyes)
 
 
-def figures(name: str, chosen: list[Photo], kind: str, side: int) -> report.Row:
-    """How many of the photos' faces are found at this size, and how well."""
-    looked = [load_crop(photo, FROM) for photo in chosen]
-    small = [in_a_photo(DAMAGE[kind](crop, side, photo.path.name)) for (crop, _), photo in zip(looked, chosen)]
+def figures(name: str, faces_of: dict[Photo, tuple[Tensor, Tensor]], kind: str, side: int) -> report.Row:
+    """How many of the photos' faces, each with its crop and landmarks, are found at this size, and how well."""
+    small = [in_a_photo(DAMAGE[kind](crop, side, photo.path.name)) for photo, (crop, _) in faces_of.items()]
     errors = []
-    for (_, landmarks), found in zip(looked, detect_many(small), strict=True):
+    for (_, landmarks), found in zip(faces_of.values(), detect_many(small), strict=True):
         truth = landmarks.numpy() * side / FROM + 3 * side // 2
         own = [error(face.landmarks, truth) for face in found]
         errors.append(min(own, default=np.inf))
     near = [value for value in errors if value < BEYOND]
-    return {"set": name, "damage": kind, "side": side, "photos": len(chosen), "found": len(near) / len(chosen),
+    return {"set": name, "damage": kind, "side": side, "photos": len(small), "found": len(near) / len(small),
             "error": median(near) if near else None}
 
 
@@ -108,7 +107,10 @@ def cell(row: report.Row) -> str:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
-    rows = [figures(name, chosen, kind, side) for name, chosen in photos() for kind in DAMAGE for side in SIDES]
+    rows = []
+    for name, chosen in photos():
+        faces_of = {photo: load_crop(photo, FROM) for photo in chosen}
+        rows += [figures(name, faces_of, kind, side) for kind in DAMAGE for side in SIDES]
     machine = report.machine()
     report.write_json(RESULTS, rows, commit=report.commit(), machine=machine)
     about = f"Commit {report.commit()}, {report.machine_line(machine)}."
