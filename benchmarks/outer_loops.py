@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import median
 
 import measure
 
@@ -51,8 +52,8 @@ def base(model: str) -> Path:
 
 
 def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path, float]:
-    """(the averaged model, seconds of meta-steps) of a loop; goes on where it was stopped. Untrained: of a meta-step
-    that moves nothing."""
+    """(the averaged model, seconds of all meta-steps at their median) of a loop; goes on where it was stopped.
+    Untrained: of a meta-step that moves nothing."""
     untrained = {"loop": "fomaml", "lr": 0.0, "lr_rates": 0.0, "meta_steps": 1, "validate_every": 1}
     folder = RUNS / f"{begin.stem}_{arguments.meta_steps}" / loop
     config = MetaConfig.from_dict({
@@ -65,7 +66,7 @@ def trained(loop: str, begin: Path, arguments: argparse.Namespace) -> tuple[Path
     })  # fmt: skip
     model = meta_train(config)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return model, sum(config.people / record["people_per_second"] for record in log)
+    return model, len(log) * median(config.people / record["people_per_second"] for record in log)
 
 
 def measured(begin: Path, models: dict[str, Path], arguments: argparse.Namespace) -> list[report.Row]:

@@ -30,8 +30,9 @@ from metagpen.adaptation.draws import album
 from metagpen.adaptation.recorded import RecordedSteps
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import curve, curve_report, judges, methods, metrics, report, tasks
-from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, assert_disjoint, people_of_split, shots_curve
+from metagpen.evaluate.curve import CurveConfig, CurveSettings, UnitFile, shots_curve
 from metagpen.evaluate.engine import named_degradations
+from metagpen.evaluate.held_out import assert_disjoint, held_out, trained_people
 from metagpen.gpen import GPEN
 from metagpen.identities import People
 from metagpen.meta.train import MetaConfig
@@ -522,13 +523,14 @@ def test_every_part_of_the_split_that_training_saw_counts(people, tmp_path):
         return CurveConfig.from_dict(dict(data=str(folder), trained_on=[str(folder)], split_file=str(file),
                                           **({"trained_parts": list(parts)} if parts else {})))
 
-    measured, trained = people_of_split(config())
-    assert (list(measured), list(trained)) == (["a"], ["b"])
-    assert list(people_of_split(config("train", "kept"))[1]) == ["b", "c"]
+    everybody = People.from_folder(folder)
+    assert list(trained_people(everybody, file, ["train"])) == ["b"]
+    assert list(trained_people(everybody, file, ["train", "kept"])) == ["b", "c"]
+    assert list(held_out(config(), strict=True)) == list(held_out(config("train", "kept"), strict=True)) == ["a"]
     with pytest.raises(DataError, match="'smooth/a' .of 1. is measured and was in training"):
-        assert_disjoint(*people_of_split(config("train", "val")))
+        held_out(config("train", "val"), strict=True)
     with pytest.raises(ConfigError, match="split.csv: trained_on has nobody in its split 'keep'"):
-        people_of_split(config("keep"))
+        held_out(config("keep"), strict=True)
 
 
 def test_a_query_is_no_support_photo(tmp_path):

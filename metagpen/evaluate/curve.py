@@ -24,15 +24,16 @@ from torch import Tensor
 from metagpen.adaptation.config import AdaptConfig
 from metagpen.adaptation.draws import album
 from metagpen.atomic import check_writable, whole_file
-from metagpen.config import Config, Device, Seed
+from metagpen.config import Config, Seed
 from metagpen.errors import ConfigError, DataError
 from metagpen.evaluate import methods, metrics, protocol, report, tasks
 from metagpen.evaluate.elsewhere import PHOTOS, Elsewhere, export
 from metagpen.evaluate.engine import UNDAMAGED, Scorer, in_batches, named_degradations
+from metagpen.evaluate.held_out import MeasureConfig, assert_disjoint, held_out
 from metagpen.evaluate.judges import IN_LOSSES, network_fingerprint, say_who_is_in_losses
 from metagpen.evaluate.methods import SCHEDULES, Rivals
 from metagpen.evaluate.names import CEILING
-from metagpen.evaluate.protocol import assert_disjoint, code_fingerprint, people_of_split
+from metagpen.evaluate.protocol import code_fingerprint
 from metagpen.evaluate.records import append_line, whole_lines
 from metagpen.evaluate.tasks import Degrade, Task, damage, derangement, draws_of, load_support, load_task
 from metagpen.identities import People
@@ -153,34 +154,15 @@ class CurveSettings(Config):
         return self
 
 
-class CurveConfig(CurveSettings):
-    """`metagpen curve`: where things lie, beside what decides the numbers."""
+class CurveConfig(CurveSettings, MeasureConfig):
+    """`metagpen curve`: whom, by whom and where, beside what decides the numbers."""
 
     model: str = Field("embedded", description="checkpoint or name")
     meta_models: dict[str, str] = Field({}, description="KEY -> a model with a rule, for the method meta-KEY")
-    data: str = Field(description="folder with one sub-folder per person")
-    layout: str = Field("folder", description="of `data` and `trained_on`")
-    split_file: str | None = Field(None, description="CSV that assigns people to splits; none: all people")
-    split: str = Field("val", description="the split to measure, with split_file")
-    trained_on: list[str] = Field(
-        [],
-        description="folders of training people (with split_file: those in `trained_parts` of it); "
-        "nobody and no photo of them may be measured",
-    )
-    trained_parts: list[str] = Field(["train"], description="splits that any part of the training saw, e.g. kept too")
-    recognisers: dict[str, str] = Field(
-        {"embedded (in losses)": "embedded"},
-        min_length=1,
-        description="label -> recogniser name or file; the first leads the tables",
-    )
     exported: str | None = Field(None, description="folder of `metagpen curve --export`, for the methods folder-NAME")
-    lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
     people: list[Annotated[str, Field(coerce_numbers_to_str=True)]] | None = Field(
         None, min_length=1, description="only these of the split, by name: a part of a run that machines share"
     )
-    max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
-    batch_size: int = Field(16, ge=1, description="restored photos at a time; changes no number")
-    device: Device = Field("auto", description="where people are learned and photos restored; scoring stays on the CPU")
     workers: int = Field(1, ge=1, description="processes; people are shared among them")
     threads: int | None = Field(None, ge=1, description="of torch, per process; none: all cores, shared")
     show: list[str] = Field(
@@ -189,7 +171,6 @@ class CurveConfig(CurveSettings):
     preview: int = Field(2, ge=0, description="how many photos of each of them to show")
     work_dir: str = Field("runs/curve", description="a folder per combination of settings; a run continues in its own")
     output: str | None = Field(None, description="a further copy of the finished rows (.jsonl or .jsonl.gz)")
-    progress: bool = True
 
 
 class Unit(NamedTuple):
@@ -521,11 +502,8 @@ def export_curve(config: CurveConfig, folder: str | Path) -> int:
 def people_of(config: CurveConfig) -> People:
     """Those of the config's split whom it names, at most `max_people`. Raises DataError for people or photos that the
     training saw, if the config says whom it saw."""
-    people, trained = people_of_split(config, config.layout, strict=False)
-    people = people.select((config.people or list(people))[: config.max_people])
-    if trained is not None:
-        assert_disjoint(people, trained)
-    return people
+    people = held_out(config, strict=False)
+    return people.select((config.people or list(people))[: config.max_people])
 
 
 def measurable(people: People, settings: CurveSettings, size: int) -> People:

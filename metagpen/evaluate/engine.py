@@ -31,7 +31,6 @@ class Method:
 
 
 UNDAMAGED = "none"
-PSNR_MOST = 100.0  # dB: of what is equal it would be infinite, which no mean and no JSON can hold
 METHOD_NAMES = ("input", "generic", "start", "adapt", "zero", "wrong-start", "wrong-adapt", CEILING)
 
 
@@ -89,7 +88,7 @@ class Scorer:
         """
         truth = self.task.queries
         values = {
-            "psnr": metrics.psnr(images, truth).clamp(max=PSNR_MOST),
+            "psnr": metrics.psnr(images, truth),
             "ssim": metrics.ssim(images, truth),
             "sharpness": metrics.sharpness(images, truth),
             "focus": metrics.focus(images),

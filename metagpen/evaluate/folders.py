@@ -10,7 +10,6 @@ from metagpen import faces, recognise
 from metagpen.devices import pick_device
 from metagpen.errors import DataError
 from metagpen.evaluate import metrics
-from metagpen.evaluate.engine import PSNR_MOST
 from metagpen.lpips_files import load_lpips
 
 
@@ -35,7 +34,7 @@ def compare_folders(
         image, target = (_crop(path, size).to(device) for path in paths)
         cosine = metrics.identity(net, image, target)
         values = {
-            "psnr": metrics.psnr(image, target).clamp(max=PSNR_MOST),
+            "psnr": metrics.psnr(image, target),
             "ssim": metrics.ssim(image, target),
             "lpips": metrics.lpips(lpips, image, target),
             "sharpness": metrics.sharpness(image, target),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 DATA_RANGE = 2.0
+PSNR_MOST = 100.0  # dB: of what is equal it would be infinite, which no mean and no JSON can hold
 LPIPS_SMALLEST = 31  # px: of less, AlexNet's poolings leave nothing
 
 
@@ -32,14 +33,15 @@ def _pair(restored: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def psnr(restored: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB over all channels and pixels, [B]; infinite for identical images."""
+    """Peak signal-to-noise ratio in dB over all channels and pixels, [B]; at most 100, which equal images have."""
     from metagpen.compat import ensure_torchvision
 
     ensure_torchvision()  # which the next import wants
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     restored, truth = _pair(restored, truth)
-    return torch.stack([peak_signal_noise_ratio(a, b, data_range=DATA_RANGE) for a, b in zip(restored, truth)])
+    values = [peak_signal_noise_ratio(a, b, data_range=DATA_RANGE) for a, b in zip(restored, truth)]
+    return torch.stack(values).clamp(max=PSNR_MOST)
 
 
 def ssim(restored: Tensor, truth: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,14 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from metagpen import identities
 from metagpen.adaptation.config import AdaptConfig
 from metagpen.adaptation.loop import default_recogniser
 from metagpen.atomic import check_writable
-from metagpen.config import Config, Device, Seed
-from metagpen.errors import ConfigError, DataError
+from metagpen.config import Seed
+from metagpen.errors import ConfigError
 from metagpen.evaluate import report, tasks
 from metagpen.evaluate.engine import METHOD_NAMES, Outcome, evaluate_people, methods_for, named_degradations
+from metagpen.evaluate.held_out import MeasureConfig, held_out
 from metagpen.evaluate.judges import network_fingerprint, say_who_is_in_losses
 from metagpen.evaluate.names import CEILING
 from metagpen.evaluate.records import Record, RecordFile
@@ -29,37 +29,21 @@ from metagpen.identities import People
 from metagpen.lpips_files import load_lpips
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(MeasureConfig):
     """What `metagpen evaluate` measures."""
 
     model: str | None = Field(None, description="checkpoint or name; none: the embedded model")
-    data: str = Field(description="folder with one sub-folder per person")
-    split_file: str | None = Field(None, description="CSV that assigns people to splits; none: all people")
-    split: str = Field("val", description="the split to measure, with split_file")
-    trained_on: list[str] = Field([], description="folders of training people (with split_file: those in "
-                                                  "`trained_parts` of it); nobody of them is measured")
-    trained_parts: list[str] = Field(["train"], description="splits that any part of the training saw, e.g. kept too")
     degradations: list[str] = Field(["heavy"], min_length=1,
                                     description="names of degradations; 'moderate' is BSRGAN at scale 1")
     methods: list[str] = Field(list(METHOD_NAMES), min_length=1, description="which methods to compare")
     shots: list[PositiveInt] = Field([5, 1], min_length=1,
                                      description="support photos; the most are set aside, fewer are the first of them")
     steps: int = Field(32, ge=0, description="gradient steps of adapt")
-    recognisers: dict[str, str] = Field(
-        {"embedded (in losses)": "embedded"},
-        min_length=1,
-        description="label -> recogniser name or file; the first leads the tables",
-    )
     seed: Seed = Field(0, description="fixes support, queries' damage, lenders and bootstrap")
-    max_people: int | None = Field(None, ge=1, description="only the first people, for a quick look")
     max_queries: int | None = Field(None, ge=2, description="at most so many queries per person; none: all")
-    batch_size: int = Field(16, ge=1)
-    device: Device = Field("auto", description="where people are learned and photos restored; scoring stays on the CPU")
-    lpips_backbone: str | None = Field(None, description="torchvision's alexnet file; none: torch hub's cache")
     work_dir: str = Field("runs/evaluate", description="records and previews, for continuing an interrupted run")
     output: str | None = Field(None, description="JSON file for the rows")
     preview: int = Field(3, ge=0, description="how many restored queries per person to keep as pictures in work_dir")
-    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,9 +102,7 @@ def load_people(config: EvaluateConfig, size: int) -> People:
     size: of the model; a query must have been as large (see `tasks.draw`). Raises DataError for people or photos that
     the training saw, if the config says whom it saw.
     """
-    people, trained = people_of_split(config)
-    if trained is not None:
-        assert_disjoint(people, trained)
+    people = held_out(config, strict=True)
     enough = tasks.measurable(people, max(config.shots), size, [config.seed], config.max_queries)
     if not enough:
         raise ConfigError(f"{config.data}: nobody has the {max(config.shots) + 2} photos that are needed, two of them "
@@ -128,47 +110,9 @@ def load_people(config: EvaluateConfig, size: int) -> People:
     return enough.select(list(enough)[: config.max_people])
 
 
-def people_of_split(config: Any, layout: str = "folder", strict: bool = True) -> tuple[People, People | None]:
-    """The people of the split that a configuration of `metagpen evaluate` or `metagpen curve` names, and those whom the
-    training saw, if it says whom. strict: see `identities.split`."""
-    people = identities.load_people(config.data, layout=layout)
-    trained = identities.load_people(*config.trained_on, layout=layout) if config.trained_on else None
-    if config.split_file:
-        parts = identities.split(people, file=config.split_file, strict=strict)
-        if config.split not in parts:
-            raise ConfigError(f"{config.split_file}: no split '{config.split}'; it has {', '.join(sorted(parts))}")
-        people = parts[config.split]
-        if trained is not None:
-            trained = trained_people(trained, config.split_file, config.trained_parts)
-    return people, trained
-
-
-def trained_people(people: People, split_file: str, trained_parts: Iterable[str]) -> People:
-    """Those of `people` whom the training saw; ConfigError for a part of the split file that none of them is in."""
-    parts = identities.split(people, file=split_file, strict=False)
-    for part in trained_parts:
-        if part not in parts:
-            raise ConfigError(f"{split_file}: trained_on has nobody in its split '{part}'")
-    return people.select(name for part in trained_parts for name in parts[part])
-
-
-def assert_disjoint(measured: People, trained: People) -> None:
-    """Raises DataError when a person (by set and name) or a photo (by SHA-256) is in both."""
-
-    def names(people: People) -> set[str]:
-        return {f"{people.set_name}/{name}" if people.set_name else name for name in people}
-
-    if both := sorted(names(measured) & names(trained)):
-        raise DataError(f"'{both[0]}' (of {len(both)}) is measured and was in training; leave them out of one")
-    seen = {photo.sha256: photo.path for photo in trained.photos()}
-    for photo in measured.photos():
-        if photo.sha256 in seen:
-            raise DataError(f"{photo.path}: the same photo was in training as {seen[photo.sha256]}; remove one")
-
-
 # What a config may say without changing any number, or says by a path of this machine.
-NOT_SETTINGS = {"model", "data", "split_file", "trained_on", "trained_parts", "work_dir", "output", "progress",
-                "lpips_backbone", "recognisers", "batch_size", "preview", "max_people"}  # fmt: skip
+NOT_SETTINGS = {"model", "data", "layout", "split_file", "trained_on", "trained_parts", "work_dir", "output",
+                "progress", "lpips_backbone", "recognisers", "batch_size", "preview", "max_people"}  # fmt: skip
 
 
 def settings_of(config: EvaluateConfig, model: Any, people: Mapping[str, Any],
