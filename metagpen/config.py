@@ -22,7 +22,7 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 Device = Annotated[str, AfterValidator(pick_device)]  # in a configuration: one that is there
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # whatever is added to it, a generator takes it
-SEEDS = 2**64  # that generators tell apart: what is made of a seed and a step is taken modulo this
+SEEDS = 2**64  # that a generator takes: what is made of a seed and a step is taken modulo this (a CPU's reads 32 bits)
 
 SHORT = Repr()  # of wrong values in messages: a file can hold any amount of them
 SHORT.maxstring, SHORT.maxlist, SHORT.maxlevel = 200, 12, 2

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, PhotoError
+from .errors import CheckpointError, ConfigError, PhotoError
 from .gpen import GPEN
 from .person.adapter import AdapterSpec, LastMixtures, Parameters, personal_forward
 from .person.bases import DecoderBases
@@ -34,6 +34,9 @@ class MetaGPEN(nn.Module):
     def __init__(self, gpen: GPEN, start: IdentityStart | None = None, card: dict[str, Any] | None = None,
                  rule: InnerRule | None = None, bases: DecoderBases | None = None):
         super().__init__()
+        if start is not None and gpen.size % 2**start.gate.bands:
+            raise ConfigError(f"size = {gpen.size}: the start's gate looks at pictures of {2**start.gate.bands} px or "
+                              "more")
         self.gpen, self.start, self.rule, self.bases, self.card = gpen, start, rule, bases, dict(card or {})
         self._fingerprint: str | None = None
         self._random_bases: dict[tuple[int, torch.device, torch.dtype], DecoderBases] = {}

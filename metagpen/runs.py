@@ -22,7 +22,7 @@ from .atomic import whole_file
 from .errors import CheckpointError, ConfigError, MetagpenError
 from .identities import PackedPhotos
 from .recognise import Recogniser
-from .tensors import digest_of, write_tensors
+from .tensors import write_tensors
 
 TAKE_ANOTHER = "take another output_dir, or the configuration that the run began with"
 
@@ -152,7 +152,7 @@ def embed_all(recogniser: Recogniser, photos: PackedPhotos, bf16: bool, cache_di
     the recogniser and the precision."""
     device = next((value.device for value in recogniser.parameters()), torch.device("cpu"))
     bf16 = bf16 and devices.has_bf16(device)
-    digest = hashlib.sha256(f"{photos.digest}{bf16}{digest_of(recogniser.state_dict())}".encode())
+    digest = hashlib.sha256(f"{photos.digest}{bf16}{recogniser.digest}{recogniser.spec}".encode())
     file = cache_dir / f"embeddings_{digest.hexdigest()[:20]}.safetensors"
     if file.exists():
         return load_file(file)["embeddings"]

@@ -198,7 +198,7 @@ class Batches:
                  config: TrainConfig, part: str):
         self.photos, self.embeddings, self.degradation, self.config = photos, embeddings, degradation, config
         self.part = part
-        self.members = [torch.nonzero(photos.person == p).flatten() for p in range(len(photos.names))]
+        self.members = photos.by_person()
 
     def allowed(self, stage: Stage) -> Tensor:
         """The photos that a stage may draw. Raises DataError where there is none."""
@@ -270,6 +270,7 @@ class Trainer:
             return self._with_gate(MetaGPEN(gpen, start, card))
         model = load(config.init)
         start = model.start or IdentityStart(identity_dim, model.gpen.config.n_latent, model.gpen.config.style_dim)
+        start.mixtures = start.appearance = None  # what meta-training learns: here it would stay behind the rest
         if start.embedding_dim != identity_dim:
             raise ConfigError(f"init: the start of {config.init} reads embeddings of {start.embedding_dim} numbers, "
                               f"the recogniser '{config.recogniser}' gives {identity_dim}")

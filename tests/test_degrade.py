@@ -253,6 +253,20 @@ def test_a_seed_reproduces_a_batch_bit_for_bit(name, settings):
 
 
 @each_degradation
+def test_threads_change_no_picture(name, settings):
+    images, threads = smooth_images(12, 64), torch.get_num_threads()
+    found = []
+    try:
+        for own in (1, 2):
+            torch.set_num_threads(own)
+            found.append(by_name(name, **settings)(images, rng(3)))
+            assert torch.get_num_threads() == own
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+@each_degradation
 def test_each_image_draws_for_itself(name, settings):
     images = smooth_images(1, 32).expand(4, -1, -1, -1)
     poor = by_name(name, **settings)(images, rng())

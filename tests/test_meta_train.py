@@ -263,9 +263,32 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch):
     assert draws.helpers(torch.device("cpu")) == 0
 
 
-def test_steps_that_are_learned_through_are_not_compiled():
-    with pytest.raises(ConfigError, match="inner.compile.*derivatives that compiled ones lack"):
-        meta.MetaConfig.from_dict({"data": ["."], "split": "s", "inner": {"compile": True}}, source="meta.yml")
+@pytest.mark.parametrize("setting, message", [
+    ({"compile": True}, "inner.compile.*derivatives that compiled ones lack"),
+    ({"rule": False}, "inner.rule.*True"),
+    ({"adversarial_steps": 3}, "inner.adversarial_steps.*0"),
+])
+def test_how_a_rule_is_followed_is_no_setting(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        meta.MetaConfig.from_dict({"data": ["."], "split": "s", "inner": setting}, source="meta.yml")
+
+
+def test_a_start_that_nobody_begins_at_cannot_learn(config):
+    inner = config.inner.model_copy(update={"start": False})
+    with pytest.raises(ConfigError, match="learn_start: with inner.start false nobody begins at the start"):
+        meta.prepare(config.model_copy(update={"inner": inner}))
+    assert not meta.prepare(config.model_copy(update={"inner": inner, "learn_start": False})).groups["start"]
+
+
+def test_a_run_keeps_the_number_of_people_in_a_meta_step(config):
+    meta.meta_train(config.model_copy(update={"meta_steps": 1}))
+    with pytest.raises(CheckpointError, match="2 people in a meta-step, now they are 3"):
+        meta.meta_train(config.model_copy(update={"people": 3}))
+
+
+def test_who_judges_and_was_in_a_loss_is_said(config, capsys):
+    meta.meta_train(config.model_copy(update={"meta_steps": 1}))
+    assert "which is in the losses, too" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are a CUDA device's")
@@ -352,12 +375,29 @@ def under_torchrun(processes: int, *work: str) -> None:
     assert done.returncode == 0, done.stderr[:3000]
 
 
+def test_what_processes_average_may_lie_in_memory_in_any_order(monkeypatch):
+    """nccl refuses what is neither contiguous nor channels_last, and gloo adds up whatever lies at a place."""
+    def all_reduce(value):
+        assert value.is_contiguous()
+        value.add_(1)  # what the other process has, in sum
+
+    monkeypatch.setattr(meta.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(meta.dist, "get_world_size", lambda: 2)
+    values = [torch.randn(4, 6, 3, 3).permute(1, 0, 2, 3), torch.randn(5), torch.tensor(3.0)]
+    wanted = [(value + 1) / 2 for value in values]
+    meta.average_over_processes(values)
+    for value, mean in zip(values, wanted, strict=True):
+        torch.testing.assert_close(value, mean)
+
+
 def test_two_processes_equal_one_with_twice_the_people(config, tmp_path):
     """Through torchrun and gloo: the same meta-gradient, so the same weights after two meta-steps."""
     results = []
     for world, people in ((1, 4), (2, 2)):
         out = tmp_path / f"world{world}.pt"
-        arguments = config.model_copy(update={"people": people, "output_dir": tmp_path / f"run{world}"})
+        arguments = config.model_copy(update={
+            "people": people, "output_dir": tmp_path / f"run{world}", "outer_optimiser": "sgd", "lr_slow": 1e-3,
+            "slow": ["gpen.generator.*.conv.weight"]})  # the gradients of some lie in memory in an order of their own
         (tmp_path / "config.json").write_text(arguments.model_dump_json())
         (tmp_path / "work.py").write_text(WORK)
         under_torchrun(world, str(tmp_path / "work.py"), str(tmp_path / "config.json"), str(out))
@@ -408,12 +448,12 @@ def test_the_command_trains_and_goes_on_in_two_processes_as_in_one(tmp_path):
                 "outer_optimiser": "sgd", "queries": 2, "warmup": 1, "validate_people": 1, "validate_queries": 1,
                 "save_every": 1, "inner": {"steps": 1, "batch_size": 2, "tail_blocks": 0, "bf16": False}}
     finished = []
-    for world, stops in ((1, [2]), (2, [1, 2])):
-        folder = tmp_path / f"run{world}"
-        (tmp_path / "config.yml").write_text(json.dumps({**settings, "output_dir": str(folder), "people": 4 // world}))
-        for stop in stops:
+    for number, runs in enumerate(([(1, 2)], [(1, 1), (2, 2)])):
+        folder = tmp_path / f"run{number}"
+        (tmp_path / "config.yml").write_text(json.dumps({**settings, "output_dir": str(folder)}))
+        for world, stop in runs:
             under_torchrun(world, "-m", "metagpen", "meta-train", "-c", str(tmp_path / "config.yml"),
-                           "-s", f"meta_steps={stop}")
+                           "-s", f"meta_steps={stop}", "-s", f"people={4 // world}")
         finished.append(load_file(folder / "ema.safetensors"))
         logged = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
         assert logged == [0, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from functools import partial
@@ -16,14 +17,16 @@ from rich.console import Console
 from torch import nn
 
 from metagpen.errors import CheckpointError, ConfigError, DataError
+from metagpen.evaluate import judges
 from metagpen.faces.align import FFHQ_LANDMARKS
-from metagpen.recognise import Recogniser, load, verification
+from metagpen.recognise import InputSpec, Recogniser, load, verification
 from metagpen.recognise.align import ARCFACE, arcface, similarity, warp
 from metagpen.recognise.iresnet import DEPTHS, IResNet
 from metagpen.recognise.mobilefacenet import MobileFaceNet
 from metagpen.recognise.onnx import first_operations
 from metagpen.recognise.student import StudentNet, fuse
 from metagpen.recognise.verify import accuracy, best_threshold, pairs
+from metagpen.tensors import digest_of
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -411,12 +414,28 @@ def test_onnx_scores(tmp_path, batch, scaled):
     images = noise(3, 3, 128, 128)
     expected = nn.functional.normalize(plain(recogniser.align(images)), dim=1)
     torch.testing.assert_close(recogniser.embed(images), expected, rtol=1e-4, atol=1e-5)
+    assert recogniser.digest == hashlib.sha256((tmp_path / "arc.onnx").read_bytes()).hexdigest()
     first = ["Sub", "Mul", "Conv"] if scaled else ["Conv", "Relu", "GlobalAveragePool"]
     assert first_operations((tmp_path / "arc.onnx").read_bytes(), 3) == first
     with pytest.raises(ConfigError, match="only scores"):
         recogniser.embed(images.requires_grad_())
     with pytest.raises(ConfigError, match="only scores"):
         recogniser.perceive(images.detach())
+
+
+def test_a_recogniser_is_known_by_its_weights_wherever_they_lie(tmp_path, tiny_recogniser):
+    class Elsewhere(nn.Module):
+        """As an ONNX network is for torch: without a weight."""
+
+        def __init__(self, digest):
+            super().__init__()
+            self.digest = digest
+
+    first, second = (Recogniser("net", Elsewhere(digest), InputSpec(), 4) for digest in ("aa", "bb"))
+    assert (first.digest, second.digest) == ("aa", "bb")
+    assert judges.weights_of(first) != judges.weights_of(second)
+    assert tiny_recogniser.digest == digest_of(tiny_recogniser.state_dict())
+    assert judges.weights_of(tiny_recogniser) == tiny_recogniser.digest[:12]
 
 
 # ---------------------------------------------------------------------------------------------- verification

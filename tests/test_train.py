@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from metagpen import devices, recognise, train
 from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.model import MetaGPEN
+from metagpen.person.start import MixtureHead
 
 LOSS = {"l1": 1.0, "gradient": 0.5, "perceptual": 0.1, "identity": 0.1}
 
@@ -175,6 +176,17 @@ def test_beginning_from_a_model_grows_it(config, tmp_path):
     assert torch.equal(trainer.model.gpen.final_linear[0].weight, small.gpen.final_linear[0].weight)
     trainer.train_step(next(trainer.upcoming()))
     assert not torch.equal(trainer.model.gpen.final_linear[0].weight, small.gpen.final_linear[0].weight)
+
+
+def test_a_training_begins_without_what_only_meta_training_learns(config, tmp_path):
+    """Nothing here would move a guess of mixtures, or what the start makes of the appearance."""
+    small = train.prepare(config).average.module
+    small.start.look_at_appearance()
+    small.start.mixtures = MixtureHead(small.start.hidden, [layer.conv.weight.shape[1] for layer in
+                                                            small.gpen.generator.styled], 2, 3)
+    path = small.save(tmp_path / "small.safetensors", torch.float32)
+    start = train.prepare(config.model_copy(update={"init": str(path)})).model.start
+    assert start.mixtures is None and start.appearance is None
 
 
 def test_interruption_saves_where_it_was(config, monkeypatch):

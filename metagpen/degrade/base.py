@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import one_thread
 from ..errors import ConfigError
 from .ops import Dice
 
@@ -52,12 +53,15 @@ class Degradation(ABC):
 
     @torch.no_grad()
     def carry_out(self, images: Tensor, recipes: Sequence[Any]) -> Tensor:
-        """The other half of a call: images [B, 3, H, W] in [-1, 1] and a recipe for each."""
+        """The other half of a call: images [B, 3, H, W] in [-1, 1] and a recipe for each. By one thread of the CPU,
+        so that the same recipe gives the same image in a process of any number of threads."""
         height, width = (side - side % self.scale for side in images.shape[-2:])
         if not recipes:
             return images[..., : height // self.scale, : width // self.scale].clone()
         sharp = images[..., :height, :width].float().add(1.0).div_(2.0)
-        return self.apply(sharp, recipes).clamp_(0.0, 1.0).mul_(2.0).sub_(1.0).to(images.dtype)
+        with one_thread():
+            poor = self.apply(sharp, recipes)
+        return poor.clamp_(0.0, 1.0).mul_(2.0).sub_(1.0).to(images.dtype)
 
 
 class MixedDegradation(Degradation):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ..atomic import whole_file
+from ..devices import one_thread
 from ..errors import ConfigError, DataError, PhotoError
 from ..workers import spread
 from .base import Degradation
@@ -176,23 +177,11 @@ def _write_pair(job: _Job, degrade: Degradation) -> str | None:
 def _run(jobs: list[_Job], degrade: Degradation, num_workers: int, bar: Callable) -> dict[int, str | None]:
     """Job index to the reason it failed, or None."""
     if num_workers <= 1 or len(jobs) == 1:
-        with _one_thread():
-            with bar(iter(jobs), len(jobs)) as todo:
-                return {job.index: _write_pair(job, degrade) for job in todo}
+        with one_thread(), bar(iter(jobs), len(jobs)) as todo:
+            return {job.index: _write_pair(job, degrade) for job in todo}
     done = spread(partial(_write_pair, degrade=degrade), jobs, min(num_workers, len(jobs)), torch.set_num_threads, 1)
     with closing(done), bar(done, len(jobs)) as ready:
         return {job.index: reason for job, reason in ready}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in the workers: the number of threads must not change a rounding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from metagpen.errors import ConfigError
+from metagpen.recognise import Recogniser
 from metagpen.tensors import digest_of
 
 IN_LOSSES = "in losses"  # a recogniser that a loss saw must say so in its label
@@ -32,6 +33,11 @@ def say_who_is_in_losses(scorers: Mapping[str, Any], losses: Iterable[Any], mode
             )
 
 
+def is_one_of(net: Any, others: Iterable[Any]) -> bool:
+    """Whether a network is one of these, by its name, or by its weights under another one."""
+    return any(name_of(net) == name_of(one) or weights_of(net) == weights_of(one) for one in others)
+
+
 def recognisers_of_card(card: Mapping[str, Any]) -> Iterator[str]:
     """Names or files of the recognisers that a model was trained with, also before its last training."""
     for key, value in card.items():
@@ -46,9 +52,10 @@ def name_of(net: Any) -> str | None:
 
 
 def weights_of(net: Any) -> str | None:
-    """Twelve hex digits of the SHA-256 over a network's weights; None as far as they do not lie in torch."""
-    state = net.state_dict() if isinstance(net, torch.nn.Module) else {}
-    return digest_of(state)[:12] if state else None
+    """Twelve hex digits of the SHA-256 over a network's weights; None for an embedder that is no network."""
+    if isinstance(net, Recogniser):
+        return net.digest[:12]
+    return digest_of(net.state_dict())[:12] if isinstance(net, torch.nn.Module) else None
 
 
 def network_fingerprint(net: Any) -> str:

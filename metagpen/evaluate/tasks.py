@@ -35,7 +35,8 @@ class Task:
 
 
 def seed_of(*parts: Any) -> int:
-    """A 63-bit seed from any printable parts, the same on every machine and in every Python."""
+    """A 63-bit seed from any printable parts, the same on every machine and in every Python (a CPU's generator reads 32
+    of the bits)."""
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 

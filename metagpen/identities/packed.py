@@ -53,6 +53,11 @@ class PackedPhotos:
         """Side of the crops in pixels."""
         return self.images.shape[-1]
 
+    def by_person(self) -> list[torch.Tensor]:
+        """The positions of every person's photos, in the order of `names`."""
+        order = torch.argsort(self.person, stable=True)
+        return list(order.split(torch.bincount(self.person, minlength=len(self.names)).tolist()))
+
     def batch(self, index: torch.Tensor) -> torch.Tensor:
         """Crops of the given positions as floats [B, 3, size, size] in [-1, 1]."""
         return self.images[index].float().div_(127.5).sub_(1.0)

@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TextIO
+from typing import Annotated, Any, Literal, NamedTuple, TextIO
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ from ..config import SEEDS, Config, Device, Seed, same_run, seed_of_step
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
 from ..evaluate.engine import Scorer, named_degradations
+from ..evaluate.judges import is_one_of
 from ..evaluate.report import contact_sheet
 from ..faces import to_pil
 from ..identities import PackedPhotos, load_crops, pack, split
@@ -70,10 +72,12 @@ from .recorded import RecordedGradient
 WATCHED = {"identity": "identity:scorer", "psnr": "psnr", "lpips": "lpips", "sharpness": "sharpness"}
 # How validation measures: gains under other settings cannot be compared.
 MEASURE = {"scorer", "validate_part", "validate_people", "validate_queries", "validate_steps", "validate_degradations"}
-# What a resumed run may have otherwise. Only meta_steps has a part in the weights so far: rates fall along it, so that
-# a run made longer goes on at larger ones, and is not what it would have been at that length from the beginning.
+WHILE_ONE_VALIDATES = timedelta(days=1)  # the other processes wait, where torch gives up after ten or thirty minutes
+# What a resumed run may have otherwise; `people` when they are shared out among other processes. Only meta_steps has a
+# part in the weights so far: rates fall along it, so that a run made longer goes on at larger ones, and is not what it
+# would have been at that length from the beginning.
 FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "workers", "card", "save_every", "meta_steps",
-                  "validate_every"} | MEASURE
+                  "validate_every", "people"} | MEASURE
 
 
 class OuterLoss(Config):
@@ -114,7 +118,9 @@ class InnerConfig(AdaptConfig):
                                                                      "and play it again; default: wherever that can "
                                                                      "be done: in first order, engine batched")
     compile: bool = Field(False, exclude=True, description="never here")
+    rule: Literal[True] = Field(True, exclude=True, description="never otherwise: the rule is what is learned")
     lr_scale: float = Field(1.0, ge=1, le=1, exclude=True, description="never here: rates are what is learned")
+    adversarial_steps: Literal[0] = Field(0, exclude=True, description="never here: a critic's steps have no rule")
 
     @field_validator("compile")
     @classmethod
@@ -250,8 +256,8 @@ class Episodes(Dataset):
             if not 1 <= low <= high:
                 raise ConfigError(f"{name}: {[low, high]} is no range; give [smallest, largest] from 1 up")
         sharp = photos.source_side.nan_to_num(nan=float("inf")) >= config.min_query_side
-        found, order = [], torch.argsort(photos.person, stable=True)
-        for own in order.split(torch.bincount(photos.person, minlength=len(photos.names)).tolist()):
+        found = []
+        for own in photos.by_person():
             queries = own[sharp[own]]
             if len(queries) and len(own) >= least + 1:
                 found.append((own, queries))
@@ -375,6 +381,9 @@ class Trainer:
         if config.learn_start:
             if self.model.start is None:
                 raise ConfigError(f"learn_start: the base {config.base} has no start; set learn_start to false")
+            if not config.inner.start:
+                raise ConfigError("learn_start: with inner.start false nobody begins at the start, so nothing would be "
+                                  "learned of it; set learn_start to false")
             groups["start"] = {name: value for name, value in self.model.named_parameters()
                                if name.startswith(("start.body.", "start.head.", "start.mixtures.",
                                                 "start.appearance."))}
@@ -449,13 +458,13 @@ class Trainer:
                                   "frozen, reptile has no query gradient, and where people begin is the start's only "
                                   "with learn_start); take it out")
             value.grad = gradient
-        loss = found.loss
-        if self.world > 1:
-            for own in self.groups.values():
-                for value in own.values():
-                    value.grad = torch.zeros_like(value) if value.grad is None else value.grad
-                    average_over_processes(value.grad)
-            average_over_processes(loss)
+        if self.world == 1:
+            return found.loss
+        learned = [value for own in self.groups.values() for value in own.values()]
+        for value in learned:
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+        loss = found.loss.detach().clone()
+        average_over_processes([*(value.grad for value in learned), loss])
         return loss
 
     def train_step(self, episode: Episode) -> dict[str, float]:
@@ -516,15 +525,27 @@ class Trainer:
         """`last.pt`: everything needed to resume exactly; `ema.safetensors`: the averaged model, ready to load."""
         if self.rank:
             return
-        state = {"step": self.step, "best": self.best, "validated": self.validated,
+        state = {"step": self.step, "best": self.best, "validated": self.validated, "people": self.people,
                  "config": self.config.model_dump_json(), "base": self.base, "photos": self.data.photos.digest,
                  "learned": {name: value for own in self.groups.values() for name, value in own.items()},
                  "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
         write_state(self.folder / "last.pt", state)
         self.average.module.save(self.folder / "ema.safetensors")
 
+    @property
+    def people(self) -> int:
+        """Of a meta-step, in all processes."""
+        return self.world * self.config.people
+
     def resume(self) -> bool:
-        return go_on_from(self.folder / "last.pt", self.device, self._take_up)
+        found = go_on_from(self.folder / "last.pt", self.device, self._take_up)
+        if self.world > 1:
+            steps = [torch.zeros(1, dtype=torch.long, device=self.device) for _ in range(self.world)]
+            dist.all_gather(steps, torch.full_like(steps[0], self.step))
+            if len({int(step) for step in steps}) > 1:
+                raise CheckpointError(f"{self.folder / 'last.pt'}: not all processes find the same state there; "
+                                      "output_dir must be on a disk that all of them see")
+        return found
 
     def _take_up(self, state: dict[str, Any]) -> None:
         path = self.folder / "last.pt"
@@ -534,6 +555,10 @@ class Trainer:
         if state.get("base", self.base) != self.base:
             raise CheckpointError(f"{path}: the run began from another model than {self.config.base} is now; give it "
                                   "that one, or take another output_dir")
+        people = state.get("people", json.loads(state["config"])["people"])  # of one process, before this was said
+        if people != self.people:
+            raise CheckpointError(f"{path}: the run has {people} people in a meta-step, now they are {self.people} (in "
+                                  f"{self.world} processes); let people times processes be {people}")
         mine = {name: value for own in self.groups.values() for name, value in own.items()}
         if mine.keys() != state["learned"].keys():
             raise CheckpointError(f"{path}: learned other weights than this configuration does; take another "
@@ -660,13 +685,17 @@ def process_of_run(device: str) -> tuple[int, int]:
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=WHILE_ONE_VALIDATES)
     return dist.get_rank(), dist.get_world_size()
 
 
-def average_over_processes(value: Tensor) -> None:
-    dist.all_reduce(value)
-    value /= dist.get_world_size()
+def average_over_processes(values: Sequence[Tensor]) -> None:
+    """Every tensor becomes its mean over the processes; in one buffer, as each may lie in memory in its own way."""
+    together = torch.cat([value.reshape(-1) for value in values])
+    dist.all_reduce(together)
+    together /= dist.get_world_size()
+    for value, mean in zip(values, together.split([value.numel() for value in values]), strict=True):
+        value.copy_(mean.view(value.shape))
 
 
 def prepare(config: MetaConfig) -> Trainer:
@@ -706,6 +735,10 @@ def meta_train(config: MetaConfig, resume: bool = True) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     console = Console(quiet=process_of_run(config.device)[0] > 0)
-    path = run_or_go_on(prepare(config), console, resume)
+    trainer = prepare(config)
+    if is_one_of(trainer.scorer, [trainer.recogniser, trainer.in_losses]):
+        console.print(f"validation is judged by '{trainer.scorer.name}', which is in the losses, too: its figures "
+                      "flatter; let scorer name another one to choose the best model by")
+    path = run_or_go_on(trainer, console, resume)
     console.print(f"done: {path}; best.safetensors, contact sheets and log.jsonl beside it")
     return path

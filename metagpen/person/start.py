@@ -158,7 +158,7 @@ class IdentityStart(nn.Module):
 
     def grow(self) -> "IdentityStart":
         """The start of a model of twice the size: two more latents, which begin as the last one's copies. It guesses
-        no mixtures: their filters stay behind with the smaller model."""
+        no mixtures, whose filters stay behind with the smaller model."""
         grown = IdentityStart(self.embedding_dim, self.n_latent + 2, self.style_dim, self.hidden,
                               appearance=self.appearance is not None)
         with torch.no_grad():

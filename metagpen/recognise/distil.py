@@ -14,6 +14,7 @@ copies of a picture are to get the answer for the sharp one.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from ..atomic import forget_later_steps
 from ..config import Config, Device, Seed, same_run
 from ..devices import bf16_autocast
-from ..errors import ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError
 from ..graphs import Captured, make_capturable, set_rate
 from ..identities import People, Photo, split
 from ..runs import go_on_from, must_be_finite, resize, run_or_go_on, write_state
@@ -226,7 +227,7 @@ class Trainer:
                                             {"params": others, "weight_decay": 0.0}], lr=config.rate)
         self.prepare_updates()
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.step = 0
+        self.step, self.photos = 0, None
 
     def prepare_updates(self) -> None:
         """A step of either phase, recorded on a GPU: with the optimiser as it is now."""
@@ -336,7 +337,8 @@ class Trainer:
     def save(self) -> None:
         state = {"step": self.step, "student": self.student.state_dict(), "average": self.average.state_dict(),
                  "moments": self.moments, "optimiser": self.optimiser.state_dict(),
-                 "generator": self.generator.get_state(), "config": self.config.model_dump_json()}
+                 "generator": self.generator.get_state(), "config": self.config.model_dump_json(),
+                 "photos": self.photos}
         must_be_finite(float(sum(value.float().sum() for value in state["average"].values())), self)
         write_state(self.output / "state.pt", state)
 
@@ -353,7 +355,14 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.prepare_updates()
         self.generator.set_state(state["generator"].cpu())
-        self.step = state["step"]
+        self.step, self.photos = state["step"], state.get("photos")
+
+    def must_be_of(self, photos: str) -> None:
+        """Raises CheckpointError when a run that began on other photos would go on: its draws name them by number."""
+        if self.photos not in (None, photos):
+            raise CheckpointError(f"{self.output / 'state.pt'}: the run began on other photos than those now in data; "
+                                  "bring them back, or take another output")
+        self.photos = photos
 
     @torch.no_grad()
     def embed(self, views: Tensor) -> Tensor:
@@ -364,7 +373,9 @@ class Trainer:
     def run(self, console: Console) -> Path:
         """The steps from here to the end, with a log in JSON Lines."""
         config, log_file = self.config, self.output / "log.jsonl"
-        faces = read_faces(list(people_of(config, "train").photos())).to(self.device)
+        faces = read_faces(list(people_of(config, "train").photos()))
+        self.must_be_of(hashlib.sha256(faces.numpy()).hexdigest())
+        faces = faces.to(self.device)
         if not self.step:
             self.measure(faces)
         held_out = people_of(config, "val")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,7 +35,9 @@ class OnnxNetwork(nn.Module):
         height, width = (side if isinstance(side, int) else 112 for side in entry.shape[2:])
         self.size = (height, width)
         self.single = entry.shape[0] == 1
-        self.normalises = {"Sub", "Mul"} <= set(first_operations(Path(path).read_bytes(), 8))
+        content = Path(path).read_bytes()
+        self.digest = hashlib.sha256(content).hexdigest()
+        self.normalises = {"Sub", "Mul"} <= set(first_operations(content, 8))
         try:
             self.dim = self._run(np.zeros((1, 3, height, width), np.float32)).shape[1]
         except Exception as error:

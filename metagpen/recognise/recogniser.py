@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..faces.align import FFHQ_LANDMARKS
+from ..tensors import digest_of
 from .align import ARCFACE, View, resample, view
 
 
@@ -38,6 +39,11 @@ class Recogniser(nn.Module):
         self.name, self.dim, self.spec = name, dim, spec
         self.net = net
         self.requires_grad_(False).eval()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights, whether they lie in torch or in a file of their own."""
+        return getattr(self.net, "digest", None) or digest_of(self.state_dict())
 
     def train(self, mode: bool = True) -> Recogniser:
         """Stays in eval mode: batch statistics must never change inside somebody's training loop."""
