@@ -70,7 +70,7 @@ def fetch_lisa(cache: Path, repository: str = LISA_REPOSITORY, commit: str = LIS
     """
     home = cache / f"lisa-{commit[:12]}"
     sums = home / "sha256.json"
-    if sums.is_file() and json.loads(sums.read_text()) == checksums(home / "lisa"):
+    if sums.is_file() and sums.read_text("utf-8", "replace") == listed(checksums(home / "lisa")):
         return home / "lisa"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
@@ -81,7 +81,7 @@ def fetch_lisa(cache: Path, repository: str = LISA_REPOSITORY, commit: str = LIS
         (home / "lisa").mkdir(parents=True, exist_ok=True)
         for file in LISA_FILES:
             os.replace(Path(temporary) / file, home / "lisa" / Path(file).name)
-    write_text(sums, json.dumps(checksums(home / "lisa"), indent=1) + "\n")
+    write_text(sums, listed(checksums(home / "lisa")))
     return home / "lisa"
 
 
@@ -106,6 +106,11 @@ def git(folder: str, *arguments: str) -> None:
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise DataError(f"git {arguments[0]} failed ({reason}); {advice}") from None
+
+
+def listed(sums: dict[str, str]) -> str:
+    """Checksums as their file holds them."""
+    return json.dumps(sums, indent=1) + "\n"
 
 
 def checksums(folder: Path) -> dict[str, str]:

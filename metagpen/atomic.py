@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -46,10 +46,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             pass
 
 
-def check_writable(path: str | Path) -> None:
-    """Raises OSError, naming what is in the way, where `whole_file` could not put a file; leaves nothing behind."""
+def check_writable(path: str | Path, read: Iterable[str | Path | None] = ()) -> None:
+    """Before any work: raises OSError, naming what is in the way, where `whole_file` could not put a file, DataError
+    where it would take the place of one that is read. What is no file among `read`, such as the name of a model, is
+    passed over. Leaves nothing behind."""
     path = Path(path)
     _no_device(path)
+    if path.is_file():
+        for other in read:
+            if other is not None and Path(other).is_file() and path.samefile(other):
+                raise DataError(f"{path}: the output would replace {other}, which is read; give another name")
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     folder = next(parent for parent in path.absolute().parents if parent.exists())

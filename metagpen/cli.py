@@ -28,7 +28,7 @@ from typer.core import TyperGroup
 
 from .atomic import check_writable
 from .devices import pick_device
-from .errors import DataError, MetagpenError, PhotoError
+from .errors import ConfigError, DataError, MetagpenError, PhotoError
 from .memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def root(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
+    import numpy  # noqa: F401, ICN001  (before torch, in whose import of it an interruption would be lost)
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name that is no text must not stop who prints it
@@ -227,7 +229,10 @@ def adapt(
     files = one_persons_files(photos)
     flags = given_flags(steps=steps, start=start, seed=seed)
     settings = metagpen.AdaptConfig.from_yaml(config, (overrides or []) + flags)
-    check_output(person_file(output), [*files, Path(model), *([config] if config else [])])
+    if settings.adversarial_steps:
+        raise ConfigError("adversarial_steps: stage 2 needs a critic, which is given in the options of "
+                          "metagpen train -opt (path.pretrain_network_d), or to metagpen.adapt; leave it out here")
+    check_writable(person_file(output), [*files, model, config])
     network = metagpen.load(model, device=pick_device(device))
     chosen = files if keep_all else photos_that_serve(network, files, best)
     with spoken_warnings():
@@ -304,16 +309,16 @@ def adapt_many(
     """Learn many people into a store; after an interruption the same command goes on."""
     import metagpen
 
-    people = people_folders(photos, apart=output)
-    flags = given_flags(steps=steps, start=start, seed=seed, people_per_batch=batch)
-    settings = metagpen.AdaptConfig.from_yaml(config, (overrides or []) + flags)
-    store = metagpen.PersonStore(output, metagpen.load(model, device=pick_device(device)))
     failed: list[str] = []
 
     def report(name: str, error: Exception) -> None:
         failed.append(name)
         say_error(f"{name}: {in_words(error)}")
 
+    people = people_folders(photos, output, report)
+    flags = given_flags(steps=steps, start=start, seed=seed, people_per_batch=batch)
+    settings = metagpen.AdaptConfig.from_yaml(config, (overrides or []) + flags)
+    store = metagpen.PersonStore(output, metagpen.load(model, device=pick_device(device)))
     chosen = screened(people, store, report) if check else people
     metagpen.adapt_many(store.model, chosen, config=settings, store=store, on_error=report, engine=engine,
                         workers=workers, progress=True)
@@ -335,8 +340,9 @@ def screened(people: Mapping[str, list[Path]], store: PersonStore,
             report(name, error)
 
 
-def people_folders(folder: Path, apart: str) -> dict[str, list[Path]]:
-    """{name of a sub-folder: the photos in it}, but for the folder `apart`. Raises DataError for one without any."""
+def people_folders(folder: Path, apart: str, report: Callable[[str, Exception], None]) -> dict[str, list[Path]]:
+    """{name of a sub-folder: the photos in it}, but for the folder `apart`; one that cannot be read is reported. Raises
+    DataError for a folder without any."""
     from .faces import photos_in
 
     if not folder.is_dir():
@@ -344,10 +350,16 @@ def people_folders(folder: Path, apart: str) -> dict[str, list[Path]]:
     store = Path(apart).resolve()
     if store.parent == folder.resolve() and store.is_dir() and photos_in(store):
         raise DataError(f"{apart}: the store would lie among somebody's photos; give it a folder of its own")
-    people = {own.name: photos_in(own) for own in sorted(folder.resolve().iterdir())
-              if own.is_dir() and not own.name.startswith(".") and own != store}
-    if not people:
+    found = [own for own in sorted(folder.resolve().iterdir())
+             if own.is_dir() and not own.name.startswith(".") and own != store]
+    if not found:
         raise DataError(f"{folder}: no sub-folders; one per person is needed, with the photos in it")
+    people = {}
+    for own in found:
+        try:
+            people[own.name] = photos_in(own)
+        except OSError as error:
+            report(own.name, error)
     return people
 
 
@@ -417,6 +429,8 @@ def evaluate(
     from .evaluate.report import figures_table
 
     settings = EvaluateConfig.from_yaml(config, (overrides or []) + given_flags(data=data, output=output))
+    if settings.output:
+        check_writable(settings.output, [config])
     with spoken_warnings():
         found = run_evaluate(settings)
     for degradation in settings.degradations:
@@ -438,7 +452,7 @@ def compare(
     from .evaluate import compare_folders
 
     if output:
-        check_writable(output)
+        check_writable(output, [*restored.glob("*"), *truth.glob("*"), recogniser])
     figures = compare_folders(restored, truth, recogniser=recogniser, size=size, device=device)
     table = Table("metric", "mean")
     for metric, value in figures.items():
@@ -461,6 +475,8 @@ def curve(
     from .evaluate.curve import ROWS, CurveConfig, export_curve, run_curve
 
     settings = CurveConfig.from_yaml(config, overrides or [])
+    if settings.output:
+        check_writable(settings.output, [config])
     if export:
         with spoken_warnings():
             pictures = export_curve(settings, export)
@@ -505,8 +521,8 @@ def mine_identities(
     """Group photos of unnamed people by a recogniser, so that FFHQ has people with several photos."""
     from . import identities, recognise
 
-    check_writable(output)
     files = identities.find_photos(photos)
+    check_writable(output, [*files, recogniser])
     cosine = identities.validated_threshold(recogniser, len(files)) if threshold is None else threshold
     where = pick_device(device)
     embed = recognise.load(recogniser, device=where).embed
@@ -622,15 +638,6 @@ def one_persons_files(paths: list[Path]) -> list[Path]:
     return photo_files(paths)
 
 
-def check_output(file: Path, read: Iterable[Path]) -> None:
-    """Before anything is learned: raises DataError for an output that is one of the files that are read, OSError for
-    one that cannot be written."""
-    for other in read:
-        if file.exists() and other.exists() and file.samefile(other):
-            raise DataError(f"{file}: the output would replace {other}, which is read; give another --output")
-    check_writable(file)
-
-
 def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None,
                       otherwise: str = "--keep-all learns from all of them") -> list[PhotoSource]:
     """What to learn one person from, each photo that is left out and each doubt being told.
@@ -641,6 +648,8 @@ def photos_that_serve(model: MetaGPEN, files: list[Path], best: int | None,
     from .check import check_album
     from .check.show import photo_lines
 
+    if not files:
+        raise PhotoError("no photo given: at least one photo of the person is needed")
     report = check_album(model, files)
     if not report.usable and len(files) == 1:  # said once, in the error, which names the file
         raise PhotoError(f"{files[0]}: not usable: {'; '.join(report.photos[0].reasons)}")
@@ -686,6 +695,8 @@ def restore_targets(source: Path | Iterable[Path], output: Path) -> list[tuple[P
             raise DataError(f"{taken[target]} and {photo}: photos that differ only in their suffix or folder would "
                             "overwrite each other; rename one")
         taken[target] = photo
+    for _, target in {target.parent: (photo, target) for photo, target in targets}.values():
+        check_writable(target)
     return targets
 
 

@@ -29,7 +29,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. Raises CheckpointError."""
+    """(tensors, metadata) of a safetensors file. Raises CheckpointError, and OSError for one that may not be read."""
+    open(path, "rb").close()  # which says why, where safetensors says that there is no such file
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})

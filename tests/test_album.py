@@ -72,6 +72,10 @@ def test_fetching_once_checking_ever_after(repository, tmp_path):
     sums = json.loads((folder.parent / "sha256.json").read_text())
     assert all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == sums[name] for name in sums)
 
+    (folder.parent / "sha256.json").write_bytes(b"\xff{ damaged")  # the photos are fetched again
+    assert album.fetch_lisa(tmp_path / "cache", uri, commit) == folder
+    assert json.loads((folder.parent / "sha256.json").read_text()) == sums
+
     nowhere = (tmp_path / "gone").as_uri()
     assert album.fetch_lisa(tmp_path / "cache", nowhere, commit) == folder, "served from the cache"
 

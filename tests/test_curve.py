@@ -533,6 +533,22 @@ def test_every_part_of_the_split_that_training_saw_counts(people, tmp_path):
         held_out(config("keep"), strict=True)
 
 
+@pytest.mark.parametrize("given, message", [
+    ({"workers": 0}, "workers = 0: at least 1"), ({"threads": -1}, "threads = -1: at least 1"),
+    ({"batch_size": 0}, "batch_size = 0: at least 1"), ({"settings": {"shots": [1]}}, "settings: CurveSettings are"),
+    ({"recognisers": {"a": "embedded"}}, "a Recogniser is needed, not its name"),
+    ({"recogniser": "embedded"}, "a Recogniser is needed, not its name"),
+])
+def test_what_is_given_in_the_wrong_kind_is_named(people, given, message):
+    with pytest.raises(ConfigError, match=message):
+        measure(people, **{"settings": SMALL, **given})
+
+
+def test_a_split_without_its_file_is_refused():
+    with pytest.raises(ConfigError, match="split: of no effect without split_file"):
+        CurveConfig.from_dict({"data": "x", "split": "test"})
+
+
 def test_a_query_is_no_support_photo(tmp_path):
     people = write_people(tmp_path / "twice", "a")
     for i in range(1, 6):
@@ -589,6 +605,11 @@ def test_run_curve_from_a_configuration(folder, tmp_path, monkeypatch):
     sheets = curve_report.contact_sheets(where / "previews")
     assert set(sheets) == {"a, hard", "a, extreme"} and sheets["a, hard"].width == 3 * 132 + 4
     assert curve_report.contact_sheets(where / "previews", people=0) == {}
+    with pytest.raises(DataError, match="nowhere: no such folder of pictures"):
+        curve_report.write_report(tmp_path / "rows.jsonl", tmp_path / "report", tmp_path / "nowhere")
+    (where / "previews" / "a" / "hard_truth_0.png").unlink()
+    with pytest.raises(DataError, match="a: no picture of the truth under hard"):
+        curve_report.contact_sheets(where / "previews")
     with pytest.raises(IsADirectoryError):  # before the first hour, not after
         curve.run_curve(config.model_copy(update={"output": str(tmp_path)}))
 

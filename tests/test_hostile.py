@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import pickle
 import signal
@@ -695,8 +696,9 @@ def test_no_hostile_file_is_rows(place):
                 "damaged.jsonl.gz": gzip.compress(100 * line)[:30] + b"\xff" * 40,
                 "rows of what.jsonl": b'{"rows": 3}\n'}
     for key, value in (("value", "high"), ("value", True), ("shots", None), ("method", 3), ("seconds", [1]),
+                       ("value", math.nan), ("seconds", math.inf), ("value", 10**400),
                        ("dataset", "../escaped"), ("dataset", "/tmp/x"), ("dataset", ""), ("recogniser", None)):
-        contents[f"{key} {str(value).replace('/', '')}.jsonl"] = json.dumps({**ROW, key: value}).encode() + b"\n"
+        contents[f"{key} {str(value).replace('/', '')[:20]}.jsonl"] = json.dumps({**ROW, key: value}).encode() + b"\n"
     for name, data in contents.items():
         (place / name).write_bytes(data)
     before = snapshot(place)
@@ -824,8 +826,35 @@ def test_outputs_that_cannot_be(place, monkeypatch):
     monkeypatch.setattr(os, "replace", no_room)
     new = place / "full" / "new.png"
     refused(*arguments, new, naming=f"{new}: No space left on device; free some space")
+    refused(*arguments[:2], place / "faces" / "a", *arguments[3:], place / "photo.png" / "in", naming="photo.png")
     assert snapshot(place) == before
     assert not [path for path in Path("/dev").iterdir() if path.name.endswith(".part")]
+
+
+def test_no_output_replaces_what_is_read(place):
+    """Of the commands whose output may have any name."""
+    faces, model, split = place / "faces", place / "model.safetensors", place / "faces" / "splits.csv"
+    people = ["-s", "split=val", "-s", f"split_file={split}"]
+    commands = {
+        "compare": ["compare", "--restored", faces / "a", "--truth", faces / "b", "--recogniser", "tests", "-o"],
+        "mine-identities": ["mine-identities", faces, "--threshold", 0.5, "-o"],
+        "evaluate": ["evaluate", "-c", config(place, **evaluate_config(place)), *people, "-o"],
+        "curve": ["curve", "-c", config(place, **curve_config(place)), *people, "-s"],
+    }
+    read = {"compare": [faces / "a" / "0.png", faces / "b" / "1.png"], "mine-identities": [faces / "a" / "2.png"],
+            "evaluate": [commands["evaluate"][2], split, model, faces / "b" / "0.png"],
+            "curve": [commands["curve"][2], split, model, faces / "b" / "0.png"]}  # fmt: skip
+    before = snapshot(place)
+    for name, files in read.items():
+        for file in files:
+            refused(*commands[name], f"output={file}" if name == "curve" else file, naming="would replace")
+    assert snapshot(place) == before
+
+
+def test_stage_2_without_a_critic_is_refused_before_anything_is_read(place):
+    said = refused("adapt", place / "faces" / "a", "-o", place / "ada", "-s", "adversarial_steps=1",
+                   "--model", place / "model.safetensors", naming="adversarial_steps")
+    assert "train -opt" in said
 
 
 def no_room(*_: object) -> None:

@@ -131,7 +131,11 @@ def test_unreadable_photos_are_named_and_do_not_stop_the_others(photos, tmp_path
 def test_a_photo_too_small_for_the_scale_is_named(photos, tmp_path):
     save_photo(photos / "e.png", width=3, height=3)
     summary = write_pairs(photos, tmp_path / "out", scale=4, num_workers=0, progress=False)
-    assert summary.written == 4 and "too small" in summary.failed[0][1]
+    assert summary.written == 4 and "too small (3x3) for scale 4" in summary.failed[0][1]
+    before = names(tmp_path / "out" / "GT")
+    with pytest.raises(DataError, match="none of the 5 photos .* makes a pair; .* too small .* for scale 1000"):
+        write_pairs(photos, tmp_path / "out", scale=1000, num_workers=0, overwrite=True, progress=False)
+    assert names(tmp_path / "out" / "GT") == names(tmp_path / "out" / "LR") == before
 
 
 def test_a_full_disk_leaves_no_half_pair(photos, tmp_path, monkeypatch, capsys):

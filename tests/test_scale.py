@@ -13,10 +13,11 @@ from PIL import Image
 from test_adapt import FAST, equal, faces
 from test_cli import error_line, run
 
-from metagpen.adaptation import Album, adapt, adapt_many, loop
+from metagpen.adaptation import AdaptConfig, Album, adapt, adapt_many, loop, many
 from metagpen.errors import CheckpointError, ConfigError, DataError, MetagpenError, PhotoError
 from metagpen.memory import control_group_memory, free_memory
-from metagpen.person import PersonStore
+from metagpen.model import MetaGPEN
+from metagpen.person import DecoderBases, PersonStore
 
 close = partial(torch.testing.assert_close, rtol=0, atol=2e-3)  # parameters are rounded to half precision
 PAIRS = FAST.model_copy(update={"people_per_batch": 2})
@@ -188,10 +189,45 @@ def test_a_store_among_the_people_is_nobody(tmp_path):
 
     for name in ("ada", "bob", "store"):
         (tmp_path / name).mkdir()
-    assert list(people_folders(tmp_path, apart=str(tmp_path / "store"))) == ["ada", "bob"]
+    assert list(people_folders(tmp_path, str(tmp_path / "store"), None)) == ["ada", "bob"]
     (tmp_path / "ada" / "1.jpg").touch()
     with pytest.raises(DataError, match="ada: the store would lie among somebody's photos"):
-        people_folders(tmp_path, apart=str(tmp_path / "ada"))
+        people_folders(tmp_path, str(tmp_path / "ada"), None)
+
+
+def test_a_folder_that_cannot_be_read_is_its_persons_failure(tmp_path, monkeypatch):
+    from metagpen import cli, faces
+
+    for name in ("ada", "bob"):
+        (tmp_path / name).mkdir()
+
+    def photos_in(folder):
+        if folder.name == "ada":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return []
+
+    monkeypatch.setattr(faces, "photos_in", photos_in)
+    failed = []
+    assert cli.people_folders(tmp_path, str(tmp_path / "store"), lambda name, _: failed.append(name)) == {"bob": []}
+    assert failed == ["ada"]
+
+
+def test_a_store_is_filled_under_one_setting_also_by_two_processes(learn, store):
+    """Each found it empty; the second noted its own settings before the first had learned anybody."""
+    def people():
+        yield "a", faces(1)
+        noted = json.loads(store.files.cat_file(many.note_of(store)))
+        store.write(many.note_of(store), json.dumps({**noted, "steps": 99}).encode())
+
+    with pytest.raises(ConfigError, match=r"learned with steps = 99 \(now 0\)"):
+        learn(people(), steps=0, batch=2, store=store)
+    assert not len(store)
+
+
+def test_filters_that_a_model_lacks_are_missed_before_anybody_is_learned(learn, tiny_model):
+    shared = MetaGPEN(tiny_model.gpen, tiny_model.start, tiny_model.card, bases=DecoderBases.random(tiny_model.gpen, 2))
+    with pytest.raises(ConfigError, match="decoder_rank = 3"):
+        loop.adapt(shared, [faces(1)[0]], 0, config=AdaptConfig(decoder_rank=3, rule=False), recogniser=None)
 
 
 def test_impossible_combinations(learn, store, tiny_model):
@@ -214,6 +250,8 @@ def test_a_store_that_cannot_be_filled_is_refused_before_anybody_is_learned(lear
         learn({"a": faces(1)}, store="people")
     with pytest.raises(DataError, match="3 is no name"):
         learn({3: faces(1)}, store=store)
+    with pytest.raises(ConfigError, match="a folder with one sub-folder per person"):
+        learn(tmp_path, store=store)
     assert not list(tmp_path.glob("people/*.safetensors")) and not (tmp_path / "people" / "people").exists()
 
 

@@ -212,6 +212,12 @@ def test_what_cannot_be_in_a_store_is_named(tiny_model, tmp_path):
     assert long not in list(listed)
     with pytest.raises(ConfigError, match="nosuch://"):
         PersonStore("nosuch://people", tiny_model)
+    for place in ("github://x", "jupyter://x", "dir://x"):  # whose drivers have errors of their own
+        with pytest.raises((ConfigError, DataError), match=place):
+            list(PersonStore(place, tiny_model))
+    (tmp_path / "a file").touch()
+    with pytest.raises(DataError, match="a file, not a folder of Persons; .* --person"):
+        list(PersonStore(tmp_path / "a file", tiny_model))
     with pytest.raises(ConfigError, match="negative"):
         PersonStore(tmp_path, tiny_model, cache=-1)
 
@@ -329,6 +335,16 @@ def test_bad_batches_are_refused(tiny_model):
         restore_many(tiny_model, [person], images)
     with pytest.raises(ConfigError, match="strength"):
         restore_many(tiny_model, [person] * 2, images, strength=[0.5, 2])
+    for persons in (person, ["ada", "bob"], iter([person, person])):
+        with pytest.raises(ConfigError, match="persons: a list with a Person for each image"):
+            restore_many(tiny_model, persons, images)
+    for strength in ("a", None):
+        with pytest.raises(ConfigError, match="strength must"):
+            restore_many(tiny_model, [person] * 2, images, strength=strength)
+        with pytest.raises(ConfigError, match="strength must"):
+            person.restore_batch(images, strength)
+    with pytest.raises(ConfigError, match="batch be a whole number"):
+        restore_many(tiny_model, [person] * 2, images, batch=1.5)
     for restore in (tiny_model.restore, person.restore_batch, lambda x: restore_many(tiny_model, [person] * 2, x)):
         for wrong in (torch.zeros(2, 3, 17, 17), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), [1, 2]):
             with pytest.raises(PhotoError, match="aligned faces"):

@@ -22,6 +22,7 @@ from ..losses.fused import check_compiles, fused
 from ..memory import free_memory
 from ..model import MetaGPEN
 from ..person import Parameters, Person, mean_identity, personal_forward
+from ..recognise.recogniser import must_be_recogniser
 from . import adversarial
 from .config import AdaptConfig
 from .draws import Album, album, draw, supports
@@ -57,9 +58,7 @@ def settled(caller: str, model: MetaGPEN, config: AdaptConfig | None, recogniser
             **given: Any) -> AdaptConfig:
     """The configuration with what was given (not None) apart from it. Raises ConfigError for impossible or idle
     settings, for what is no configuration or no recogniser, and for a model that is not in float32."""
-    if isinstance(recogniser, (str, Path)):
-        raise ConfigError("recogniser: a Recogniser is needed, not its name; say "
-                          f"metagpen.recognise.load({str(recogniser)!r})")
+    must_be_recogniser(recogniser)
     if config is not None and not isinstance(config, AdaptConfig):
         raise ConfigError(f"config: an AdaptConfig is needed, not {type(config).__name__}; say "
                           "metagpen.AdaptConfig(steps=8)")
@@ -83,6 +82,7 @@ def adapt_stream(model: MetaGPEN, people: Iterable[tuple[str, Iterable[PhotoSour
     if config.adversarial_steps and critic is None:
         raise ConfigError("adversarial_steps needs a critic: adapt(..., critic=Discriminator.from_state_dict(...))")
     config = config.for_model(model)
+    model.bases_of(config.decoder_rank)  # raises where they are too few, before somebody is learned without a step
     if config.compile:
         if model.device.type != "cpu":
             raise ConfigError(f"compile: for steps on a CPU, and the model is on {model.device}; leave it out")
@@ -132,7 +132,8 @@ def learn_group(model: MetaGPEN, group: Sequence[tuple[str, Album]], config: Ada
             yield name, Person(model, config.spec, mine, describe(model, config, recogniser, len(photos), seconds),
                                template)
             continue
-        cure = "with rule=False and lower lr_latent and lr_tail" if config.rule else "with lower lr_latent and lr_tail"
+        cure = ("with a lower lr_scale" if config.lr_scale > 1 else "with rule=False and lower lr_latent and lr_tail"
+                if config.rule else "with lower lr_latent and lr_tail")
         whom = f"learning '{name}'" if name else "learning"
         error = ConfigError(f"{whom} diverged (numbers that are not finite); try again {cure}")
         if on_error is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
+from os import PathLike
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -93,7 +95,9 @@ def learn_here(model: MetaGPEN, people: Iterable[tuple[str, Photos]], config: Ad
                recogniser: recognise.Recogniser | None, result: MutableMapping[str, Person],
                on_error: OnError | None) -> Iterator[str]:
     """Names of the people as they have been put into `result`."""
-    for name, person in adapt_stream(model, people, config, recogniser, on_error=on_error):
+    for number, (name, person) in enumerate(adapt_stream(model, people, config, recogniser, on_error=on_error)):
+        if not number and isinstance(result, PersonStore):  # another process may have found it empty, too
+            must_be_as_noted(result, settings_of(config, result, recogniser))
         result[name] = person
         yield name
 
@@ -101,7 +105,8 @@ def learn_here(model: MetaGPEN, people: Iterable[tuple[str, Photos]], config: Ad
 def to_do(people: People, store: PersonStore | None, on_error: OnError | None,
           passed_over: Callable[[], None]) -> Iterator[tuple[str, Photos]]:
     """The people who are not in the store, each of them once."""
-    if isinstance(people, str) or (isinstance(people, Sequence) and any(isinstance(one, str) for one in people)):
+    names_alone = isinstance(people, Sequence) and any(isinstance(one, str) for one in people)
+    if isinstance(people, (str, PathLike)) or names_alone:
         raise ConfigError("people: names with their photos are needed, {name: photos}, or pairs of both; a folder with "
                           "one sub-folder per person is for `metagpen adapt-many`")
     done = set() if store is None else set(store)
@@ -126,20 +131,39 @@ def to_do(people: People, store: PersonStore | None, on_error: OnError | None,
 
 def keep_settings(store: PersonStore, config: AdaptConfig, recogniser: recognise.Recogniser | None) -> None:
     """Note beside the people how they are learned. Raises ConfigError where others of the store were otherwise."""
-    wanted = config.for_model(store.model).model_dump(exclude={"people_per_batch", "cuda_graphs", "compile"})
-    wanted |= {"model": store.model.fingerprint,
-               "recogniser": recogniser.name if recogniser else store.model.card.get("recogniser", "embedded")}
-    wanted = json.loads(json.dumps(wanted))
-    path = f"{store.root.rstrip('/')}/{SETTINGS}"
+    wanted = settings_of(config, store, recogniser)
+    if noted(store) is None or not len(store):  # settings under which nobody was learned bind nobody
+        store.write(note_of(store), json.dumps(wanted, indent=1).encode())
+    else:
+        must_be_as_noted(store, wanted)
+
+
+def settings_of(config: AdaptConfig, store: PersonStore, recogniser: recognise.Recogniser | None) -> dict[str, Any]:
+    """What decides a person's numbers, as its JSON file holds it."""
+    settings = config.for_model(store.model).model_dump(exclude={"people_per_batch", "cuda_graphs", "compile"})
+    settings |= {"model": store.model.fingerprint,
+                 "recogniser": recogniser.name if recogniser else store.model.card.get("recogniser", "embedded")}
+    return json.loads(json.dumps(settings))
+
+
+def note_of(store: PersonStore) -> str:
+    return f"{store.root.rstrip('/')}/{SETTINGS}"
+
+
+def noted(store: PersonStore) -> dict[str, Any] | None:
+    """The settings that the store's people were learned with; None before anybody was."""
     try:
-        known = dict(json.loads(store.files.cat_file(path)))
+        return dict(json.loads(store.files.cat_file(note_of(store))))
     except FileNotFoundError:
-        known = None
+        return None
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: not readable ({error}); delete it to fill the store with other settings") from None
-    if known is None or not len(store):  # settings under which nobody was learned bind nobody
-        store.write(path, json.dumps(wanted, indent=1).encode())
-        return
+        raise DataError(f"{note_of(store)}: not readable ({error}); delete it to fill the store with other settings"
+                        ) from None
+
+
+def must_be_as_noted(store: PersonStore, wanted: dict[str, Any]) -> None:
+    """Raises ConfigError where the store's people are learned otherwise."""
+    known = noted(store) or {}
     other = [f"{key} = {known.get(key)!r} (now {wanted.get(key)!r})" for key in sorted(known.keys() | wanted.keys())
              if known.get(key) != wanted.get(key)]
     if other:

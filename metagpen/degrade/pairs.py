@@ -80,7 +80,11 @@ def write_pairs(
     reasons = _run(jobs, degrade, num_workers, _bar if progress else _no_bar)
     failed = tuple((job.photo, reasons[job.index]) for job in jobs if reasons[job.index] is not None)
     if len(failed) == len(jobs):
-        raise DataError(f"none of the {len(jobs)} photos in {input_dir} can be read; the first: {failed[0][1]}")
+        raise DataError(f"none of the {len(jobs)} photos in {input_dir} makes a pair; the first: {failed[0][1]}")
+    for job in jobs:
+        if reasons[job.index] is not None:  # nor shall an older one stand for it
+            job.gt.unlink(missing_ok=True)
+            job.lr.unlink(missing_ok=True)
     return PairsSummary(len(jobs) - len(failed), failed, jobs[0].gt.parent, jobs[0].lr.parent,
                         time.perf_counter() - start)
 
@@ -146,16 +150,15 @@ def _jobs_of(photos_dir: Path, output_dir: Path, size: int | None, seed: int, ov
 
 
 def _write_pair(job: _Job, degrade: Degradation) -> str | None:
-    """Writes one pair; the reason if the photo is no good (its number then has no pair, not even an older one)."""
+    """Writes one pair; the reason if the photo is no good."""
     from ..faces.photo import load_photo, to_pil, to_tensor
 
     try:
         photo = load_photo(job.photo)
         if min(photo.size) < degrade.scale:
-            raise PhotoError(f"photo '{job.photo}' is too small ({photo.width}x{photo.height}) for this scale")
+            raise PhotoError(f"photo '{job.photo}' is too small ({photo.width}x{photo.height}) for scale "
+                             f"{degrade.scale}")
     except PhotoError as error:
-        job.gt.unlink(missing_ok=True)
-        job.lr.unlink(missing_ok=True)
         return str(error)
     if job.size is not None:
         photo = ImageOps.fit(photo, (job.size, job.size), Image.Resampling.LANCZOS)

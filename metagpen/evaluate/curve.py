@@ -41,6 +41,7 @@ from metagpen.lpips_files import load_lpips
 from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 from metagpen.recognise import Recogniser
+from metagpen.recognise.recogniser import must_be_recogniser
 from metagpen.workers import spread
 
 Row = dict[str, Any]
@@ -368,6 +369,13 @@ def shots_curve(
 
     Raises ConfigError for impossible settings or a folder of another run, DataError for people who cannot be measured.
     """
+    for name, value in {"workers": workers, "threads": threads, "batch_size": batch_size}.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value}: at least 1 is needed")
+    for scorer in (recogniser, *(recognisers or {}).values()):
+        must_be_recogniser(scorer)
+    if settings is not None and not isinstance(settings, CurveSettings):
+        raise ConfigError(f"settings: CurveSettings are needed, not {type(settings).__name__}")
     people = dataset if isinstance(dataset, People) else People.from_folder(dataset)
     given = (settings or CurveSettings()).model_dump(include=set(CurveSettings.model_fields))
     settings = CurveSettings.from_dict({**given, **changes}, source="shots_curve").check()
@@ -433,10 +441,12 @@ def run_curve(config: CurveConfig) -> tuple[list[Row], Path]:
 
     config.check()
     if config.output:
-        check_writable(config.output)
+        check_writable(config.output, [config.model, *config.meta_models.values(), *config.files()])
     model = metagpen.load(config.model, device=config.device)
     others = {key: metagpen.load(path, device=config.device) for key, path in config.meta_models.items()}
     people = people_of(config)
+    if config.output:
+        check_writable(config.output, [photo.path for photo in people.photos()])
     scorers = {label: recognise.load(name) for label, name in config.recognisers.items()}
     lpips = load_lpips(path=config.lpips_backbone)
     settings = CurveSettings(**config.model_dump(include=set(CurveSettings.model_fields)))

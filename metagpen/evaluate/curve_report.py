@@ -8,6 +8,7 @@ import gzip
 import html
 import io
 import json
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,6 +92,8 @@ def read_rows(path: str | Path) -> list[Row]:
             raise DataError(f"{path}, line {number}: not a row of a shots curve; it lacks {', '.join(missing[0])}")
         if wrong:
             raise DataError(f"{path}, line {number}: not a row of a shots curve; its '{wrong[0]}' is of the wrong type")
+        if not all(finite(row[name]) for row in found for name in ("value", "seconds") if row.get(name) is not None):
+            raise DataError(f"{path}, line {number}: not a row of a shots curve; a number is not finite")
         if strange := [name for name in (row["dataset"] for row in found) if not name or Path(name).name != name]:
             raise DataError(f"{path}, line {number}: dataset '{strange[0]}' cannot be the name of a file; rename it")
         rows += found
@@ -105,6 +108,13 @@ def read_rows(path: str | Path) -> list[Row]:
     if not recognisers_of(rows):
         raise DataError(f"{path}: holds no row of a recogniser, and identity leads the tables; measure with one")
     return rows
+
+
+def finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
@@ -367,9 +377,11 @@ def write_report(rows_file: str | Path, folder: str | Path, previews: str | Path
     curve.md, curve.csv; {dataset}_{shots, steps, seconds}.png and .svg; curve.html, which needs no other file.
     previews: the run's folder of pictures of people who may be shown, default `previews` beside the rows; without it
     the page has no contact sheets. sheets_of: the first so many of those people are in the page. Raises DataError for a
-    file of anything else.
+    file of anything else, and for pictures that are not there.
     """
     rows_file, folder = Path(rows_file), Path(folder)
+    if previews is not None and not Path(previews).is_dir():
+        raise DataError(f"{previews}: no such folder of pictures; leave it out for a page without contact sheets")
     rows = read_rows(rows_file)
     summed = summary(rows)
     folder.mkdir(parents=True, exist_ok=True)
@@ -415,6 +427,9 @@ def preview_lines(person: Path) -> dict[str, list[list[tuple[str, Image.Image]]]
     for degradation, columns in strips.items():
         order = [name for name in ("input", "generic") if name in columns]
         order += [name for name in columns if name not in (*order, "truth")] + ["truth"]
+        if "truth" not in columns:
+            raise DataError(f"{person}: no picture of the truth under {degradation} there; let metagpen curve "
+                            "finish, or move that folder away")
         size = columns["truth"].height
         found[degradation] = [
             [(name, columns[name].crop((i * size, 0, (i + 1) * size, size))) for name in order]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from metagpen import identities
 from metagpen.config import Config, Device
@@ -32,6 +32,16 @@ class MeasureConfig(Config):
     batch_size: int = Field(16, ge=1, description="restored photos at a time; changes no number")
     device: Device = Field("auto", description="where people are learned and photos restored; scoring stays on the CPU")
     progress: bool = True
+
+    @model_validator(mode="after")
+    def _split_in_a_file(self) -> MeasureConfig:
+        if self.split_file is None and self.split != type(self).model_fields["split"].default:
+            raise ValueError("split: of no effect without split_file, which says who belongs to it")
+        return self
+
+    def files(self) -> list[str | None]:
+        """What is read beside photos and the model."""
+        return [self.split_file, self.lpips_backbone, *self.recognisers.values()]
 
 
 def held_out(config: MeasureConfig, strict: bool) -> People:

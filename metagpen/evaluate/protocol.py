@@ -63,9 +63,11 @@ def run_evaluate(config: EvaluateConfig) -> Evaluation:
     from metagpen import recognise
 
     if config.output:
-        check_writable(config.output)
+        check_writable(config.output, [config.model, *config.files()])
     model = metagpen.load(config.model or "embedded", device=config.device)
     people = load_people(config, model.size)
+    if config.output:
+        check_writable(config.output, [photo.path for photo in people.photos()])
     methods = methods_for(config.methods, config.shots, config.steps)
     degradations = named_degradations(config.degradations)
     recognisers = {label: recognise.load(name) for label, name in config.recognisers.items()}

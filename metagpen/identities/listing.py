@@ -29,10 +29,13 @@ def first_folder(root: Path, names: Iterable[str]) -> Path:
 def find_photos(root: str | os.PathLike) -> list[Path]:
     """All photos below a folder, at any depth, sorted; hidden files and folders are passed over.
 
-    Raises DataError when the folder is missing or holds no photo.
+    Raises DataError when the folder is missing or holds no photo, OSError for a folder that cannot be read.
     """
+    def refuse(error: OSError) -> None:
+        raise error
+
     found = []
-    for folder, below, names in os.walk(existing_folder(root)):
+    for folder, below, names in os.walk(existing_folder(root), onerror=refuse):
         below[:] = [name for name in below if not name.startswith(".")]
         found += [Path(folder, name) for name in names
                   if not name.startswith(".") and os.path.splitext(name)[1].lower() in PHOTO_SUFFIXES]

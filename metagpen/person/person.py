@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,9 +55,7 @@ class Person:
 
         strength: 0 is the generic model bit for bit, 1 fully personal. Raises ConfigError outside [0, 1].
         """
-        if not 0 <= strength <= 1:
-            raise ConfigError(f"strength must lie in [0, 1], not {strength}")
-        return self.model.restore_people(images, self.parameters, self.spec, float(strength))
+        return self.model.restore_people(images, self.parameters, self.spec, must_be_strength(strength))
 
     def restore(self, source: PhotoSource, strength: float = 1.0, aligned: bool = False, *,
                 null_space: bool = False) -> Image.Image:
@@ -134,6 +133,17 @@ class Person:
         from .compress import compress
 
         return compress(self, tail_rank, latent_rank, max_bytes)
+
+
+def must_be_strength(value: Any) -> float:
+    """The strength as a float, whatever number it came as (numpy's, a tensor). Raises ConfigError outside [0, 1]."""
+    try:
+        strength = float(value)
+    except (TypeError, ValueError):
+        strength = math.nan
+    if not 0 <= strength <= 1:
+        raise ConfigError(f"strength must lie in [0, 1], not {value}")
+    return strength
 
 
 def person_file(path: str | Path) -> Path:

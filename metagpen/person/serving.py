@@ -52,12 +52,17 @@ def restore_many(model: MetaGPEN, persons: Sequence[Person], images: Tensor, str
 def check(model: MetaGPEN, persons: Sequence[Person], images: int, strength: float | Sequence[float],
           batch: int) -> list[float]:
     """The strength of each image, after everything that was given beside them has been looked at."""
-    strengths = [float(s) for s in strength] if np.iterable(strength) else [float(strength)] * images
+    if not isinstance(persons, Sequence) or not all(isinstance(person, Person) for person in persons):
+        raise ConfigError(f"persons: a list with a Person for each image is needed, not {persons!r:.80}")
+    try:
+        strengths = [float(s) for s in strength] if np.iterable(strength) else [float(strength)] * images
+    except (TypeError, ValueError):
+        raise ConfigError(f"strength must be a number in [0, 1], or one for each image, not {strength!r}") from None
     if not images == len(persons) == len(strengths):
         raise ConfigError(f"{images} images, {len(persons)} persons, {len(strengths)} strengths: one of each per "
                           "image is needed")
-    if batch < 1 or not all(0 <= value <= 1 for value in strengths):
-        raise ConfigError("strength must lie in [0, 1], and batch be at least 1")
+    if not isinstance(batch, int) or batch < 1 or not all(0 <= value <= 1 for value in strengths):
+        raise ConfigError("strength must lie in [0, 1], and batch be a whole number from 1 on")
     for person in {id(person): person for person in persons}.values():
         if person.model is not model and person.model.fingerprint != model.fingerprint:
             raise CheckpointError("a Person was learned on another model than the one that should restore with it; "

@@ -63,7 +63,7 @@ class PersonStore(MutableMapping[str, Person]):
         self.where, self.model, self.options = str(where), model, dict(options or {})
         try:
             self.files, self.root = fsspec.url_to_fs(self.where, use_listings_cache=False, **self.options)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # every driver has errors of its own for what it lacks in the URL
             raise ConfigError(f"{self.where}: not a place for a store ({error})") from error
         self.cache, self.cache_bytes = cache, cache_bytes
         self._kept: OrderedDict[str, tuple[str, Person]] = OrderedDict()
@@ -159,8 +159,13 @@ class PersonStore(MutableMapping[str, Person]):
             found = self.files.ls(self.root, detail=False)
         except FileNotFoundError:
             return []
+        except NotImplementedError:
+            raise DataError(f"{self.where}: not a place for a store, as nothing there can be listed") from None
         except NotADirectoryError:
-            raise DataError(f"{self.where}: a file, not a folder of Persons") from None
+            found = [self.root]
+        if found == [self.root]:  # how a local disk lists a file
+            raise DataError(f"{self.where}: a file, not a folder of Persons; one Person's is read by Person.load, or "
+                            "given to metagpen restore as --person")
         return sorted(path for path in found if path.endswith(SUFFIX))
 
     def _name(self, path: str) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..faces.align import FFHQ_LANDMARKS
 from ..tensors import digest_of
 from .align import ARCFACE, View, resample, view
@@ -25,6 +27,13 @@ class InputSpec:
     pixel_scale: float = 1.0
     pixel_shift: float = 0.0
     bgr: bool = False
+
+
+def must_be_recogniser(recogniser: object) -> None:
+    """Raises ConfigError for a recogniser's name or file in the place of the recogniser itself."""
+    if isinstance(recogniser, (str, PathLike)):
+        raise ConfigError("recogniser: a Recogniser is needed, not its name; say "
+                          f"metagpen.recognise.load({str(recogniser)!r})")
 
 
 class Recogniser(nn.Module):

@@ -14,6 +14,7 @@ from .. import recognise
 from ..errors import CheckpointError, DataError, PersonNotFound
 from ..model import MetaGPEN
 from ..person import Person
+from ..recognise.recogniser import must_be_recogniser
 from ..tensors import some
 
 SAME_PERSON = 0.35
@@ -42,6 +43,7 @@ class Gallery:
     """
 
     def __init__(self, persons: Mapping[str, Person], model: MetaGPEN, recogniser: recognise.Recogniser | None = None):
+        must_be_recogniser(recogniser)
         self.persons, self.model = persons, model
         found, damaged = templates_of(persons)
         self.only = found[0][0] if len(found) == 1 and not damaged else None

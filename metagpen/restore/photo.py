@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ConfigError, PhotoError
+from ..errors import PhotoError
 from ..faces import (
     AlignedFace,
     PhotoSource,
@@ -26,6 +26,7 @@ from ..faces import (
 )
 from ..faces.detect import usable_face
 from ..person import Person, restore_many
+from ..person.person import must_be_strength
 from .matching import SAME_PERSON, FaceWarning, Gallery, Persons, assign, too_far
 from .null_space import null_space as join
 from .paste import Background, agree_in_colour, paste_faces
@@ -89,9 +90,7 @@ def restore_photo(model: MetaGPEN, photo: PhotoSource, persons: Persons = None, 
     transparency, EXIF, ICC profile and greyness. Raises PhotoError when no face can be restored, ConfigError for a
     strength outside [0, 1]. Warns with FaceWarning of a face that is too far from the only Person given.
     """
-    if not 0 <= strength <= 1:
-        raise ConfigError(f"strength must lie in [0, 1], not {strength}")
-    strength = float(strength)  # which may be numpy's or a tensor
+    strength = must_be_strength(strength)
     gallery = Gallery.of(persons, model, recogniser)
     picture, extras = load_with_extras(photo)
     name = describe(photo)
