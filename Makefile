@@ -38,7 +38,7 @@ else
 endif
 
 # Measures the shots curves of docs/evidence.md (hours on two cores; goes on where it was) and writes its tables and plots.
-CURVES ?= curve_rates curve_128 curve_start curve_16 curve_strength curve_scale curve_london curve_lfw curve_precision curve_128_long curve_long_hard
+CURVES ?= curve_rates curve_128 curve_start curve_16 curve_strength curve_scale curve_scale_lfw curve_london curve_lfw curve_precision curve_128_long curve_long_hard
 bench-evidence: $(VENV)/.installed
 	for curve in $(CURVES); do \
 		$(BIN)/metagpen curve -c configs/$$curve.yml -s output=benchmarks/results/$$curve.jsonl.gz || exit 1; \

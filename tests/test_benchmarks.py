@@ -225,6 +225,7 @@ def evidence(tmp_path, monkeypatch):
         "curve_long_hard": [*alone[1:], ("adapt", 5, 32), ("finetune", 5, 2000)],
         "curve_strength": [*alone, ("strength-50", 5, 32), ("adapt", 5, 32)],
         "curve_scale": [*alone[1:], ("adapt", 5, 32), ("adapt-x8", 5, 32)],
+        "curve_scale_lfw": [*alone[1:], ("adapt", 5, 32), ("adapt-x8", 5, 32), ("lora-16-x16", 5, 32)],
         "curve_london": [*alone, ("adapt", 1, 32), ("adapt-x8", 1, 32)],
         "curve_precision": [*alone, ("adapt", 5, 32), ("adapt-float32", 5, 32)],
         "curve_lfw": [*alone, *ours, ("lora-16-x16", 1, 32), ("lora-16-x16", 5, 32)],
@@ -341,7 +342,7 @@ def test_evidence_of_the_runs_that_there_are(evidence, tmp_path):
     found, rows, _ = evidence.blocks()
     assert found["long"] == found["long_hard"] == found["london"] == found["lfw"] == evidence.NOT_YET
     assert set(rows) == {"curve_rates", "curve_128", "curve_start", "curve_meta", "curve_16", "curve_strength",
-                         "curve_scale", "curve_precision"}
+                         "curve_scale", "curve_scale_lfw", "curve_precision"}
     assert f"| ours after 32 steps against the fine-tune after 2,000 | {evidence.NOT_YET} |" in found["goals"]
     assert found["rivals"].endswith("2 processes at a time, 1 thread(s) each.")
 
