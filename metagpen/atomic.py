@@ -80,6 +80,11 @@ def forget_later_steps(path: Path, step: int) -> None:
     """Leaves out what a log of JSON Lines says from `step` on: a killed run was further than what it saved."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    kept = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            if line.endswith(b"\n") and json.loads(line)["step"] < step:
+                kept.append(line.decode("utf-8"))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path}, line {number}: damaged ({error}); delete the line") from None
     write_text(path, "".join(kept))

@@ -22,7 +22,20 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 Device = Annotated[str, AfterValidator(pick_device)]  # in a configuration: one that is there
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # whatever is added to it, a generator takes it
+Weight = Annotated[float, Field(ge=0)]  # of a term of a loss
 SEEDS = 2**64  # that a generator takes: what is made of a seed and a step is taken modulo this (a CPU's reads 32 bits)
+
+
+def _json_alone(value: dict[str, Any]) -> dict[str, Any]:
+    """What can be written into a model's file, said before the training and not at its first save."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"text, finite numbers, lists and mappings alone can be kept ({error})") from None
+    return value
+
+
+Card = Annotated[dict[str, Any], AfterValidator(_json_alone)]
 
 SHORT = Repr()  # of wrong values in messages: a file can hold any amount of them
 SHORT.maxstring, SHORT.maxlist, SHORT.maxlevel = 200, 12, 2
@@ -36,7 +49,8 @@ def seed_of_step(seed: int, step: int) -> int:
 class Config(BaseModel):
     """Base of every configuration: typed fields with defaults, nothing else accepted."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=(),
+                              allow_inf_nan=False)
 
     @classmethod
     def from_yaml(
@@ -108,6 +122,11 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        if "\0" in node.value:  # which no name of a file can hold
+            raise yaml.constructor.ConstructorError(None, None, "a text with a NUL in it", node.start_mark)
+        return super().construct_scalar(node)
+
 
 def same_run(place: str | Path, then: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
     """Raises ConfigError, naming the key, when the run that lies at `place` was of another configuration."""
@@ -143,7 +162,7 @@ def _assignments(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple
         if not equals or not all(part.strip() for part in key.split(".")):
             raise ConfigError(f"'{text}': expected KEY=VALUE, for example train.lr=1e-3")
         try:
-            yield [part.strip() for part in key.split(".")], yaml.safe_load(value)
+            yield [part.strip() for part in key.split(".")], yaml.load(value, Loader=_Loader)
         except Exception as error:  # as in read_yaml
             raise ConfigError(f"'{text}': the value is not valid YAML ({_one_line(error)})") from None
 

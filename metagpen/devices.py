@@ -24,7 +24,7 @@ def pick_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         there = torch.empty(0, device=name).device.type != "meta"  # which holds no numbers
-    except (RuntimeError, AssertionError, ValueError):
+    except (RuntimeError, AssertionError, ValueError, ImportError):
         there = False
     if not there:
         raise DataError(f"device '{name}' is not available here; take auto or cpu")

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from . import devices
 from .atomic import whole_file
-from .errors import CheckpointError, ConfigError, MetagpenError
+from .errors import CheckpointError, ConfigError, DataError, MetagpenError
 from .identities import PackedPhotos
+from .model import MetaGPEN
 from .recognise import Recogniser
 from .tensors import write_tensors
 
@@ -55,6 +56,15 @@ def run_or_go_on(trainer: Resumable, console: Console, resume: bool = True) -> P
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     with whole_file(path) as temporary:
         torch.save(state, temporary)
+
+
+def save_average(average: MetaGPEN, path: Path) -> None:
+    """`ema.safetensors`, which goes before the state: ConfigError, and neither is written, once it has diverged."""
+    try:
+        average.save(path)
+    except CheckpointError as error:
+        raise ConfigError(f"{error}. The training has diverged; what was saved before is sound: begin another run, "
+                          "from it where that can be done, at lower rates") from None
 
 
 def go_on_from(path: Path, device: torch.device, take_up: Callable[[dict[str, Any]], None],
@@ -155,7 +165,10 @@ def embed_all(recogniser: Recogniser, photos: PackedPhotos, bf16: bool, cache_di
     digest = hashlib.sha256(f"{photos.digest}{bf16}{recogniser.digest}{recogniser.spec}".encode())
     file = cache_dir / f"embeddings_{digest.hexdigest()[:20]}.safetensors"
     if file.exists():
-        return load_file(file)["embeddings"]
+        try:
+            return load_file(file)["embeddings"]
+        except Exception as error:  # safetensors raises its own type and several builtin ones
+            raise DataError(f"the embeddings in '{file}' cannot be read ({error}); delete the file") from error
     parts = []
     with torch.no_grad(), devices.bf16_autocast(device, bf16):
         for index in torch.arange(len(photos)).split(batch):

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import degrade, devices, recognise
 from .atomic import forget_later_steps
-from .config import Config, Device, Seed, same_run, seed_of_step
+from .config import Card, Config, Device, Seed, Weight, same_run, seed_of_step
 from .critics import Seen, Shown, critics_of
 from .errors import CheckpointError, ConfigError, DataError
 from .evaluate.report import contact_sheet
-from .faces import to_pil
+from .faces import save_photo, to_pil
 from .faces.align import mirror
 from .gpen import GPEN
 from .gpen.growth import grow
@@ -50,6 +50,7 @@ from .runs import (
     resize,
     run_or_go_on,
     same_photos,
+    save_average,
     write_state,
 )
 from .schedule import warmup_cosine
@@ -67,16 +68,16 @@ class LossWeights(Config):
     of one look of the recogniser's. Wherever that looks, the gate's estimate of the severity learns with weight 1:
     nothing else depends on its weights."""
 
-    l1: float = 1.0
-    gradient: float = 0.0
-    chroma: float = 0.0
-    perceptual: float = 0.0
-    identity: float = 0.0
-    adversarial: float = 0.0
-    feature_matching: float = 0.0
-    lpips: float = Field(0.0, description="LPIPS over VGG-16, whose weights must be installed")
-    projected: float = Field(0.0, description="adversarial too, its critic looking through a frozen network")
-    regions: float = Field(0.0, description="adversarial too, its critics looking at eyes, nose and mouth alone")
+    l1: Weight = 1.0
+    gradient: Weight = 0.0
+    chroma: Weight = 0.0
+    perceptual: Weight = 0.0
+    identity: Weight = 0.0
+    adversarial: Weight = 0.0
+    feature_matching: Weight = 0.0
+    lpips: Weight = Field(0.0, description="LPIPS over VGG-16, whose weights must be installed")
+    projected: Weight = Field(0.0, description="adversarial too, its critic looking through a frozen network")
+    regions: Weight = Field(0.0, description="adversarial too, its critics looking at eyes, nose and mouth alone")
 
 
 class Stage(Config):
@@ -88,13 +89,13 @@ class Stage(Config):
     batch_size: int = Field(16, gt=0)
     lr: float = Field(2e-3, gt=0)
     lr_final: float = Field(2e-4, ge=0)
-    lr_d: float = 2e-3
-    beta1: float = 0.9
-    warmup: int = 100
+    lr_d: float = Field(2e-3, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    warmup: int = Field(100, ge=0)
     loss: LossWeights = LossWeights()
     critic_sees: Literal["recogniser", "vgg"] = Field("recogniser", description="what it looks through")
-    min_source_side: int = 0
-    r1: float = 1.0
+    min_source_side: int = Field(0, ge=0)
+    r1: float = Field(1.0, ge=0)
     r1_every: int = Field(16, gt=0)
     recogniser_share: float = Field(1.0, gt=0, le=1, description="of each batch: what the recogniser looks at, which "
                                                                  "costs more than the network itself")
@@ -116,12 +117,13 @@ class TrainConfig(Config):
     cache_dir: Path | None = Field(None, description="of packed photos and their embeddings, which runs may share; "
                                                      "default: cache in output_dir")
     init: str | None = Field(None, description="model to begin from instead of random weights, e.g. embedded")
-    channel_multiplier: float = 1
-    narrow: float = 0.25
-    mapping_rate: float = Field(100.0, description="factor on the mapping network's rate: undoes its lr_mul of 0.01, "
-                                                   "with which a short training leaves it as random as it began")
-    critic_narrow: float = Field(0.125, description="width of the discriminator; its size follows the stage")
-    pack_size: int = Field(128, description="side that photos are kept at; at least the largest stage's")
+    channel_multiplier: float = Field(1, gt=0)
+    narrow: float = Field(0.25, gt=0)
+    mapping_rate: float = Field(100.0, gt=0, description="factor on the mapping network's rate: undoes its lr_mul of "
+                                                         "0.01, with which a short training leaves it as random as it "
+                                                         "began")
+    critic_narrow: float = Field(0.125, gt=0, description="width of the discriminator; its size follows the stage")
+    pack_size: int = Field(128, gt=0, description="side that photos are kept at; at least the largest stage's")
     degradation: dict[str, Any] = {"heavy": 0.5, "gfpgan": 0.3, "bsrgan": 0.2}
     recogniser: str = Field("embedded", description="whose embeddings the start reads; users need it too")
     loss_recogniser: str | None = Field(None, description="the one in the losses; default: the same")
@@ -129,19 +131,19 @@ class TrainConfig(Config):
                                                                "default: they are learned. Training settles only the "
                                                                "product of share and offset, and may leave shares so "
                                                                "small that a person's mixtures can hardly step")
-    max_identity_photos: int = 8
+    max_identity_photos: int = Field(8, gt=0)
     identity_dropout: float = Field(0.2, ge=0, le=1)
     stages: list[Stage] = Field(min_length=1)
-    ema: float = 0.998
+    ema: float = Field(0.998, ge=0, lt=1)
     seed: Seed = 0
     device: Device = "auto"
     bf16: bool = Field(True, description="autocast to bfloat16 where the processor has it")
     compile: bool = Field(False, description="fuse the losses' passes over large maps with torch.compile, which needs "
                                              "a C++ compiler")
     cuda_graphs: bool = Field(True, description="on a GPU, record a step and play it again: the same numbers, sooner")
-    threads: int | None = None
+    threads: int | None = Field(None, ge=1)
     workers: int = Field(0, ge=0, description="processes that make batches ahead; 0: none, best beside CPU training")
-    card: dict[str, Any] = Field({}, description="added to the model's card, e.g. its licence and training data")
+    card: Card = Field({}, description="added to the model's card, e.g. its licence and training data")
     save_every: int = Field(250, gt=0)
     sheet_every: int = Field(500, gt=0)
 
@@ -473,7 +475,7 @@ class Trainer:
         columns = {"input": batch.poor, **outputs, "truth": batch.truth}
         rows = [[(name, to_pil(images[i].cpu())) for name, images in columns.items()]
                 for i in range(min(12, len(batch.truth)))]
-        contact_sheet(rows).save(self.folder / f"sheet_{self.step:06d}.png")
+        save_photo(contact_sheet(rows), self.folder / f"sheet_{self.step:06d}.png")
         return figures
 
     # -- files ------------------------------------------------------------------------------------------------
@@ -486,8 +488,8 @@ class Trainer:
                  "optimiser": self.optimiser.state_dict()}
         for name, critic in self.critics.items():
             state |= {name: critic.network.state_dict(), f"{name}_optimiser": critic.optimiser.state_dict()}
+        save_average(self.average.module, self.folder / "ema.safetensors")
         write_state(self.folder / "last.pt", state)
-        self.average.module.save(self.folder / "ema.safetensors")
 
     def resume(self) -> bool:
         return go_on_from(self.folder / "last.pt", self.device, self._take_up)

@@ -185,7 +185,7 @@ def test_flags_become_overrides():
 def test_a_device_that_is_not_there(tmp_path):
     photo = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(photo)
-    for device in ("cuda:99", "gpu", "meta"):
+    for device in ("cuda:99", "gpu", "meta", "privateuseone"):
         line = error_line("restore", "-i", photo, "-o", tmp_path / "b.png", "--device", device)
         assert f"device '{device}' is not available here" in line
 

@@ -155,6 +155,9 @@ def test_every_mistake_is_told_at_once(write):
         ("a: [1, 2", "not valid YAML"),
         ("- 1\n- 2\n", "found a list"),
         ("seed: 1\nseed: 2\n", "key 'seed' given twice"),
+        ('data: {root: "a\\0b"}', "a text with a NUL in it"),
+        ("optimiser: {rate: .nan}", "'optimiser.rate': input should be a finite number"),
+        ("optimiser: {rate: .inf}", "'optimiser.rate': input should be a finite number"),
     ],
 )
 def test_what_is_no_configuration(write, text, expected):
@@ -175,6 +178,8 @@ def test_missing_file_folder_and_bytes(tmp_path):
         ("=3", "expected KEY=VALUE"),
         ("a..b=3", "expected KEY=VALUE"),
         ("seed=[1", "not valid YAML"),
+        ("optimiser={rate: 1, rate: 2}", "key 'rate' given twice"),
+        ('data.root="a\\0b"', "a text with a NUL in it"),
         ("seed.deep=1", "'seed' holds a value, not a section"),
     ],
 )

@@ -263,6 +263,15 @@ def test_a_given_discriminator_waits_for_stage_2(options, tiny_recogniser, tmp_p
         FineTune(given, tiny_recogniser, cli.out, "cpu")
     with pytest.raises(CheckpointError, match="pretrain_network_d: no such file"):
         FineTune(changed(options, path={"pretrain_network_d": "none.pth"}), tiny_recogniser, cli.out, "cpu")
+    with pytest.raises(CheckpointError, match="pretrain_network_d: no such file"):  # also where none is asked
+        FineTune(changed(options, path={"pretrain_network_d": "none.pth"}, train={"losses": {"adversarial": 0}}),
+                 tiny_recogniser, cli.out, "cpu")
+
+
+@pytest.mark.parametrize("name", ["l1", "identity", "latent_norm", "adversarial"])
+def test_no_term_counts_less_than_nothing(options, name):
+    with pytest.raises(ConfigError, match=f"train.losses.{name}.*greater than or equal to 0"):
+        changed(options, train={"losses": {name: -0.1}})
 
 
 def test_checkpoints_are_a_model_and_a_person_that_agree(options, finished):

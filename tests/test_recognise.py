@@ -423,6 +423,16 @@ def test_onnx_scores(tmp_path, batch, scaled):
         recogniser.perceive(images.detach())
 
 
+@pytest.mark.parametrize("arguments, said", [(["-c", "nope.yml"], "nope.yml: no such configuration file")])
+def test_a_distillation_that_cannot_begin_says_why_in_a_line(arguments, said, monkeypatch, capsys):
+    from metagpen.recognise import distil
+
+    monkeypatch.setattr("sys.argv", ["distil", *arguments])
+    with pytest.raises(SystemExit) as left:
+        distil.main()
+    assert left.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_a_recogniser_is_known_by_its_weights_wherever_they_lie(tmp_path, tiny_recogniser):
     class Elsewhere(nn.Module):
         """As an ONNX network is for torch: without a weight."""

@@ -1,6 +1,7 @@
 """`metagpen train` on a tiny model and random faces: stages, growth, and resuming exactly."""
 
 import csv
+import datetime
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch.optim.swa_utils import AveragedModel
 
 from metagpen import devices, recognise, train
@@ -166,6 +168,44 @@ def test_numbers_that_are_not_finite_never_reach_a_file(config, monkeypatch):
         train.train(config)
     assert all(bool(value.isfinite().all()) for value in MetaGPEN.from_file(
         config.output_dir / "ema.safetensors").state_dict().values())
+
+
+def test_an_average_that_diverged_replaces_no_state(config, monkeypatch):
+    train.train(config.model_copy(update={"stages": config.stages[:1]}))
+    trainer = train.prepare(config)
+    trainer.resume()
+    before = {file.name: file.read_bytes() for file in config.output_dir.iterdir() if file.is_file()}
+    torch.nn.init.constant_(trainer.average.module.gpen.final_linear[0].weight, 1e9)  # which half precision lacks
+    with pytest.raises(ConfigError, match="not finite.* The training has diverged; what was saved before is sound"):
+        trainer.save()
+    assert before == {file.name: file.read_bytes() for file in config.output_dir.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("change", [
+    {"threads": 0}, {"max_identity_photos": 0}, {"narrow": 0}, {"ema": 1}, {"mapping_rate": -1},
+    {"channel_multiplier": -2}, {"card": {"made": datetime.date(2024, 1, 1)}},
+    *({"stages": [{"size": 16, "steps": 1, **stage}]} for stage in (
+        {"beta1": 2}, {"lr_d": -1}, {"warmup": -1}, {"loss": {"l1": -1}})),
+])
+def test_numbers_that_no_training_can_have_are_refused(config, change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        train.TrainConfig.from_dict({**config.model_dump(exclude_unset=True), **change})
+
+
+def test_damaged_leftovers_are_named(config):
+    train.train(config)
+    log = config.output_dir / "log.jsonl"
+    whole = log.read_bytes()
+    for _number, junk in enumerate((b"{\n", b"[1]\n", b"{}\n", b"\xff\n")):
+        log.write_bytes(whole + junk)
+        with pytest.raises(DataError, match=r"log.jsonl, line 8: damaged .* delete the line"):
+            train.train(config)
+    log.write_bytes(whole)
+    cache = min((config.output_dir / "cache").glob("embeddings_*"))
+    for junk in (cache.read_bytes()[:50], save({"other": torch.zeros(1)})):
+        cache.write_bytes(junk)
+        with pytest.raises(DataError, match="the embeddings in '.*' cannot be read .*; delete the file"):
+            train.train(config)
 
 
 def test_beginning_from_a_model_grows_it(config, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import metagpen
-from metagpen.errors import CheckpointError, ConfigError
+from metagpen.errors import CheckpointError, ConfigError, DataError
 from metagpen.gpen import GPEN
 from metagpen.model import MetaGPEN
 from metagpen.person import Person
@@ -17,6 +17,12 @@ from metagpen.weights import available, gpen_from_state, read_state
 from metagpen.weights.files import infer_arguments
 
 SHAPES = [(16, 2, 0.03125), (64, 1, 0.0625), (128, 2, 0.0625), (128, 1, 0.25)]
+
+
+def test_a_model_goes_where_it_is_told():
+    assert metagpen.load(device="auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(DataError, match="device 'abacus' is not available here"):
+        metagpen.load(device="abacus")
 
 
 @pytest.mark.parametrize(("size", "multiplier", "narrow"), SHAPES)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from ..adaptation import AdaptConfig
-from ..config import Config, Seed
+from ..config import Config, Seed, Weight
 from ..gpen import GPEN
 from ..schedule import warmup_cosine
 
@@ -112,13 +112,13 @@ class Scheduler(Config):
 class Losses(Config):
     """Weights of the terms (see docs/adaptation.md); `adversarial` counts from stage 2 on."""
 
-    l1: float = DEFAULTS.l1
-    gradient: float = DEFAULTS.gradient
-    chroma: float = DEFAULTS.chroma
-    perceptual: float = DEFAULTS.perceptual
-    identity: float = DEFAULTS.identity
-    latent_norm: float = DEFAULTS.latent_norm
-    adversarial: float = Field(DEFAULTS.adversarial, ge=0)
+    l1: Weight = DEFAULTS.l1
+    gradient: Weight = DEFAULTS.gradient
+    chroma: Weight = DEFAULTS.chroma
+    perceptual: Weight = DEFAULTS.perceptual
+    identity: Weight = DEFAULTS.identity
+    latent_norm: Weight = DEFAULTS.latent_norm
+    adversarial: Weight = DEFAULTS.adversarial
 
 
 class Schedule(Config):

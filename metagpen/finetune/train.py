@@ -125,15 +125,15 @@ class FineTune:
 
     def _critic(self) -> Discriminator | None:
         """The discriminator given, or one from scratch; None when no stage 2 would ask it."""
+        given, size = self.options.path.pretrain_network_d, self.model.size
+        if given is not None and not given.is_file():
+            raise CheckpointError(f"path.pretrain_network_d: no such file {given}")
         if not self.schedule.losses.adversarial or self.schedule.joint_from >= self.schedule.total_iters:
             return None
-        given, size = self.options.path.pretrain_network_d, self.model.size
         if given is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.options.manual_seed)
                 return Discriminator(size, self.model.gpen.config.channel_multiplier, CRITIC_NARROW).to(self.device)
-        if not given.is_file():
-            raise CheckpointError(f"path.pretrain_network_d: no such file {given}")
         try:
             critic = Discriminator.from_state_dict(read_state(given))
         except CheckpointError as error:

@@ -31,13 +31,13 @@ from ..adaptation.config import DECIDED_BY_RULE
 from ..adaptation.draws import Album, draw, helpers, placed
 from ..adaptation.objective import Objective
 from ..atomic import forget_later_steps, write_text
-from ..config import SEEDS, Config, Device, Seed, same_run, seed_of_step
+from ..config import SEEDS, Card, Config, Device, Seed, Weight, same_run, seed_of_step
 from ..errors import CheckpointError, ConfigError, DataError
 from ..evaluate import tasks
 from ..evaluate.engine import Scorer, named_degradations
 from ..evaluate.judges import is_one_of
 from ..evaluate.report import contact_sheet
-from ..faces import to_pil
+from ..faces import save_photo, to_pil
 from ..identities import PackedPhotos, load_crops, pack, split
 from ..losses import VGGLoss
 from ..lpips_files import load_lpips
@@ -57,6 +57,7 @@ from ..runs import (
     progress_bar,
     run_or_go_on,
     same_photos,
+    save_average,
     tensorboard,
     write_state,
 )
@@ -83,12 +84,12 @@ FREE_TO_CHANGE = {"output_dir", "cache_dir", "device", "threads", "workers", "ca
 class OuterLoss(Config):
     """Weights of the query loss."""
 
-    l1: float = 1.0
-    gradient: float = 0.5
-    chroma: float = 1.0
-    perceptual: float = 0.5
-    identity: float = 0.5
-    lpips: float = Field(0.0, ge=0, description="LPIPS over VGG-16, whose weights must be installed: no term of the "
+    l1: Weight = 1.0
+    gradient: Weight = 0.5
+    chroma: Weight = 1.0
+    perceptual: Weight = 0.5
+    identity: Weight = 0.5
+    lpips: Weight = Field(0.0, description="LPIPS over VGG-16, whose weights must be installed: no term of the "
                                                 "inner loss minds texture, so that only this keeps steps from blurring")
 
 
@@ -165,7 +166,7 @@ class MetaConfig(Config):
     people: int = Field(4, gt=0)
     shots: tuple[int, int] = (1, 8)
     queries: int = Field(4, gt=0)
-    min_query_side: int = Field(0, description="native pixels that a query photo must have")
+    min_query_side: int = Field(0, ge=0, description="native pixels that a query photo must have")
     learn_start: bool = True
     start_mixtures: int = Field(0, ge=0, description="width of the layer from which a start that sets offsets alone "
                                                      "learns to guess the decoder's mixtures too; 0: it does not")
@@ -175,18 +176,18 @@ class MetaConfig(Config):
                                             "bases.*, gpen.generator.*.modulation.*, start.gate.slope")
     meta_steps: int = Field(1000, gt=0)
     outer_optimiser: str = Field("adam", pattern="^(adam|sgd)$")
-    lr: float = Field(3e-3, description="of where people begin")
-    lr_rates: float = Field(3e-2, description="of the logarithms of the inner rates")
-    lr_start: float = 1e-4
-    lr_slow: float = 1e-5
+    lr: float = Field(3e-3, ge=0, description="of where people begin")
+    lr_rates: float = Field(3e-2, ge=0, description="of the logarithms of the inner rates")
+    lr_start: float = Field(1e-4, ge=0)
+    lr_slow: float = Field(1e-5, ge=0)
     lr_final: float = Field(0.05, ge=0, le=1, description="last rate as a fraction of the first, by a cosine")
-    warmup: int = 20
+    warmup: int = Field(20, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient of each of the groups")
-    ema: float = 0.99
-    pack_size: int | None = Field(None, description="default: the model's size")
+    ema: float = Field(0.99, ge=0, lt=1)
+    pack_size: int | None = Field(None, gt=0, description="default: the model's size")
     seed: Seed = 0
     device: Device = "auto"
-    threads: int | None = None
+    threads: int | None = Field(None, ge=1)
     workers: int | None = Field(None, ge=0, description="processes that draw and damage episodes ahead; default: "
                                                         "beside a GPU, on Linux, one per core but one, at most 32, "
                                                         "shared by the run's processes; beside a CPU none")
@@ -199,7 +200,7 @@ class MetaConfig(Config):
         [], description="inner steps to validate at; the last decides which model is best; default: 0 and inner.steps")
     validate_degradations: list[str] = Field(["heavy", "moderate"], min_length=1)
     scorer: str | None = Field(None, description="recogniser that judges validation; default: the start's")
-    card: dict[str, Any] = Field({}, description="added to the model's card")
+    card: Card = Field({}, description="added to the model's card")
 
 
 class InnerObjective(Objective):
@@ -516,7 +517,7 @@ class Trainer:
                 columns = [("input", poor.cpu()), ("generic", generic),
                            *((f"steps {steps}", images) for steps, images in outputs.items()), ("truth", task.queries)]
                 rows.append([(label, to_pil(images[0])) for label, images in columns])
-        contact_sheet(rows).save(self.folder / f"sheet_{self.step:06d}.png")
+        save_photo(contact_sheet(rows), self.folder / f"sheet_{self.step:06d}.png")
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
     # -- files ------------------------------------------------------------------------------------------------
@@ -529,8 +530,8 @@ class Trainer:
                  "config": self.config.model_dump_json(), "base": self.base, "photos": self.data.photos.digest,
                  "learned": {name: value for own in self.groups.values() for name, value in own.items()},
                  "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
+        save_average(self.average.module, self.folder / "ema.safetensors")
         write_state(self.folder / "last.pt", state)
-        self.average.module.save(self.folder / "ema.safetensors")
 
     @property
     def people(self) -> int:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ..atomic import forget_later_steps
 from ..config import Config, Device, Seed, same_run
 from ..devices import bf16_autocast
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError, MetagpenError
 from ..graphs import Captured, make_capturable, set_rate
 from ..identities import People, Photo, split
 from ..runs import go_on_from, must_be_finite, resize, run_or_go_on, write_state
@@ -478,8 +478,13 @@ def main() -> None:
     parser.add_argument("-c", "--config", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, default=Path("metagpen/weights/embedded_recogniser.safetensors"))
     arguments = parser.parse_args()
-    config = DistilConfig.from_yaml(arguments.config)
-    print(export(config, distil(config), arguments.output))
+    try:
+        config = DistilConfig.from_yaml(arguments.config)
+        print(export(config, distil(config), arguments.output))
+    except (MetagpenError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130)
 
 
 if __name__ == "__main__":

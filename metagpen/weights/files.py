@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..devices import pick_device
 from ..errors import CheckpointError
 from ..gpen import GPEN
 from ..model import FAMILY, MetaGPEN
@@ -26,8 +27,9 @@ def load(source: str | Path = "embedded", device: str | torch.device = "cpu") ->
     source: "embedded" (in the package, no download), a catalogue name such as "gpen-bfr-512" (downloaded once), or a
     file: a metagpen model, or a GPEN generator as .pth or .safetensors, plain or wrapped as g_ema / g; its size,
     channel multiplier and narrow are read off the tensors. Raises CheckpointError when it is none of these, saying
-    which keys are missing or unexpected.
+    which keys are missing or unexpected. device: auto, cpu, cuda, ...; DataError for one that is not there.
     """
+    device = pick_device(str(device))
     if str(source) == "embedded":
         file = resources.files(__package__) / EMBEDDED
         if not file.is_file():
