@@ -695,7 +695,7 @@ def restore_targets(source: Path | Iterable[Path], output: Path) -> list[tuple[P
             raise DataError(f"{taken[target]} and {photo}: photos that differ only in their suffix or folder would "
                             "overwrite each other; rename one")
         taken[target] = photo
-    for _, target in {target.parent: (photo, target) for photo, target in targets}.values():
+    for target in {target.parent: target for _, target in targets}.values():
         check_writable(target)
     return targets
 
