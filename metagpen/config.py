@@ -29,7 +29,7 @@ SEEDS = 2**64  # that a generator takes: what is made of a seed and a step is ta
 def _json_alone(value: dict[str, Any]) -> dict[str, Any]:
     """What can be written into a model's file, said before the training and not at its first save."""
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # half a surrogate pair is no text either
     except (TypeError, ValueError) as error:
         raise ValueError(f"text, finite numbers, lists and mappings alone can be kept ({error})") from None
     return value
@@ -51,6 +51,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, protected_namespaces=(),
                               allow_inf_nan=False)
+
+    def __init__(self, /, **data: Any) -> None:
+        """Raises ConfigError, as `from_dict` does."""
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise _explained(type(self), error, type(self).__name__) from None
+
+    # pydantic fills sections itself, as without an __init__ here: their problems keep the whole key.
+    __init__.__pydantic_base_init__ = True
 
     @classmethod
     def from_yaml(
@@ -80,8 +90,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            lines = [_explain(cls, problem, source, set(flags)) for problem in error.errors()]
-            raise ConfigError("; ".join(dict.fromkeys(lines))) from None
+            raise _explained(cls, error, source, flags) from None
 
     @classmethod
     def as_stored(cls, text: str, without: Iterable[str] | Mapping[str, Any] = ()) -> dict[str, Any]:
@@ -175,6 +184,11 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
         data[key] = below = dict(below or {})  # a copy: of a YAML alias there is one, in two places
         data = below
     data[keys[-1]] = value
+
+
+def _explained(model: type[BaseModel], error: ValidationError, source: str, flags: Iterable[str] = ()) -> ConfigError:
+    lines = [_explain(model, problem, source, set(flags)) for problem in error.errors()]
+    return ConfigError("; ".join(dict.fromkeys(lines)))
 
 
 def _explain(model: type[BaseModel], problem: Mapping[str, Any], source: str, flags: set[str]) -> str:

@@ -26,6 +26,8 @@ from .recognise import Recogniser
 from .tensors import write_tensors
 
 TAKE_ANOTHER = "take another output_dir, or the configuration that the run began with"
+DIVERGED = ("the training has diverged. What was saved before stays; begin another run, from it where that can be "
+            "done, at lower rates")
 
 
 class Resumable(Protocol):
@@ -59,12 +61,11 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def save_average(average: MetaGPEN, path: Path) -> None:
-    """`ema.safetensors`, which goes before the state: ConfigError, and neither is written, once it has diverged."""
+    """The averaged model, before the state is written: ConfigError, and neither is written, once it has diverged."""
     try:
         average.save(path)
-    except CheckpointError as error:
-        raise ConfigError(f"{error}. The training has diverged; what was saved before is sound: begin another run, "
-                          "from it where that can be done, at lower rates") from None
+    except CheckpointError:  # whose advice is for those who save a model themselves
+        raise ConfigError(f"{path}: not written, its numbers are not finite in half precision: {DIVERGED}") from None
 
 
 def go_on_from(path: Path, device: torch.device, take_up: Callable[[dict[str, Any]], None],
@@ -98,8 +99,7 @@ def same_photos(path: Path, state: Mapping[str, Any], photos: PackedPhotos) -> N
 def must_be_finite(norm: Tensor | float, trainer: Resumable) -> None:
     """Raises ConfigError before numbers that are not finite reach the files."""
     if not math.isfinite(norm):
-        raise ConfigError(f"step {trainer.step}: a loss or gradient is not finite; what was saved before is sound. "
-                          "Begin another run, from it where that can be done, at lower rates")
+        raise ConfigError(f"step {trainer.step}: a loss or gradient is not finite: {DIVERGED}")
 
 
 # -- what is shown --------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Configuration files: what is right is read, what is wrong is named."""
 
+import pickle
 from typing import Literal
 
 import pytest
@@ -142,6 +143,28 @@ def test_wrong_values_in_one_line(write, text, expected):
     path = write(text)
     message = failure(path)
     assert message.startswith(str(path)) and expected in message
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"total_iters": "many"}, "Training: 'total_iters': input should be a valid integer"),
+        ({"seed": -1}, "Training: 'seed': seeds start at 0, not -1"),
+        ({"optimiser": {"rate": float("nan")}}, "Training: 'optimiser.rate': input should be a finite number, not nan"),
+        ({"stages": [{}, {"kin": "sgd"}]}, "Training: unknown key 'stages.1.kin'; did you mean 'stages.1.kind'?"),
+    ],
+)
+def test_a_configuration_made_in_python_explains_itself_alike(given, expected):
+    with pytest.raises(ConfigError) as caught:
+        Training(**given)
+    assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
+
+
+def test_a_section_made_in_python_is_taken_as_it_is_and_survives_pickling():
+    config = Training(optimiser=Optimiser(rate=2), seed=3)
+    assert config.optimiser.rate == 2 and pickle.loads(pickle.dumps(config)) == config
+    assert config == Training.model_validate(config.model_dump()) == Training(seed=3).model_copy(
+        update={"optimiser": Optimiser(rate=2)})
 
 
 def test_every_mistake_is_told_at_once(write):

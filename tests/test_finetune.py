@@ -270,8 +270,14 @@ def test_a_given_discriminator_waits_for_stage_2(options, tiny_recogniser, tmp_p
 
 @pytest.mark.parametrize("name", ["l1", "identity", "latent_norm", "adversarial"])
 def test_no_term_counts_less_than_nothing(options, name):
-    with pytest.raises(ConfigError, match=f"train.losses.{name}.*greater than or equal to 0"):
-        changed(options, train={"losses": {name: -0.1}})
+    for value, said in ((-0.1, "greater than or equal to 0"), (float("nan"), "finite")):
+        with pytest.raises(ConfigError, match=f"train.losses.{name}.*{said}"):
+            changed(options, train={"losses": {name: value}})
+
+
+def test_a_device_that_is_not_there(options, tiny_recogniser):
+    with pytest.raises(DataError, match="device 'abacus' is not available here"):
+        FineTune(options, tiny_recogniser, cli.out, "abacus")
 
 
 def test_checkpoints_are_a_model_and_a_person_that_agree(options, finished):

@@ -6,6 +6,7 @@ from reference_gpen import ModulatedConv2d as PlainModulatedConv2d
 from reference_gpen import ReferenceGPEN, blur_kernel, skip_up_pad, upfirdn2d
 from torch import Tensor, nn
 
+from metagpen.errors import ConfigError
 from metagpen.gpen import GPEN
 from metagpen.gpen.generator import layout
 from metagpen.gpen.layers import (
@@ -387,3 +388,8 @@ def test_feature_injection_concatenates_or_adds():
         nn.init.constant_(injection.weight, 0.5)
         expected = torch.cat((x, 0.5 * feature), dim=1) if concat else x + 0.5 * feature
         assert torch.equal(injection(x, feature), expected)
+
+
+def test_a_network_too_narrow_for_a_channel_is_refused():
+    with pytest.raises(ConfigError, match="narrow = 0.0001, channel_multiplier = 1: too little for a channel at 16 px"):
+        GPEN(16, 1, 0.0001)

@@ -1,6 +1,7 @@
 """`metagpen meta-train` on a tiny model and random faces: it learns, resumes exactly, and splits over processes."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
@@ -635,6 +637,47 @@ def test_a_meta_step_that_is_not_finite_is_not_taken(config, monkeypatch):
     with pytest.raises(ConfigError, match="step 3: a loss or gradient is not finite"):
         meta.meta_train(config)
     assert MetaGPEN.from_file(config.output_dir / "ema.safetensors").rule.initial["latent-offset"].isfinite().all()
+
+
+def test_an_average_that_diverged_replaces_nothing(config):
+    meta.meta_train(config)
+    trainer = meta.prepare(config)
+    trainer.resume()
+    before = {file.name: file.read_bytes() for file in config.output_dir.iterdir() if file.is_file()}
+    nn.init.constant_(trainer.average.module.gpen.final_linear[0].weight, 1e9)  # which half precision lacks
+    trainer.best, trainer.validate = float("-inf"), lambda: {"heavy_identity_gain_2": 0.0}
+    for write, name in ((trainer.save, "ema"), (lambda: trainer._validate_and_keep({}, Console(quiet=True)), "best")):
+        with pytest.raises(ConfigError, match=f"{name}.safetensors: not written, .* at lower rates"):
+            write()
+    assert before == {file.name: file.read_bytes() for file in config.output_dir.iterdir() if file.is_file()}
+
+
+def test_a_full_disk_leaves_the_older_sheet(config, monkeypatch):
+    trainer = meta.prepare(config)
+    trainer.validate()
+    sheet = config.output_dir / "sheet_000000.png"
+    before, plain = sheet.read_bytes(), Image.Image.save
+
+    def cut_short(image, file, *args, **options):
+        if isinstance(file, io.BytesIO):  # as degradations compress
+            return plain(image, file, *args, **options)
+        file.write_bytes(before[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", cut_short)
+    with pytest.raises(OSError) as caught:
+        trainer.validate()
+    assert caught.value.filename == str(sheet) and sheet.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [
+    {"lr": -1}, {"lr_rates": -1}, {"lr_start": -1}, {"lr_slow": float("nan")}, {"warmup": -1}, {"ema": 5},
+    {"pack_size": 0}, {"threads": -1}, {"min_query_side": -1}, {"outer": {"l1": -1}},
+    {"outer": {"identity": float("inf")}}, {"card": {"made": {1, 2}}},
+])
+def test_numbers_that_no_meta_training_can_have_are_refused(config, change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        meta.MetaConfig.from_dict({**config.model_dump(exclude_unset=True), **change})
 
 
 def test_a_frozen_weight_cannot_be_slow(config):

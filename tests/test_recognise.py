@@ -423,14 +423,23 @@ def test_onnx_scores(tmp_path, batch, scaled):
         recogniser.perceive(images.detach())
 
 
-@pytest.mark.parametrize("arguments, said", [(["-c", "nope.yml"], "nope.yml: no such configuration file")])
-def test_a_distillation_that_cannot_begin_says_why_in_a_line(arguments, said, monkeypatch, capsys):
+@pytest.mark.parametrize("error, code, said", [
+    (ConfigError("nope.yml: no such configuration file"), 2, "error: nope.yml: no such configuration file"),
+    (OSError(28, "No space left on device", "run"), 2,
+     "error: run: No space left on device; free some space, or write elsewhere"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+])
+def test_a_distillation_that_ends_early_says_why_in_a_line(error, code, said, monkeypatch, capsys):
     from metagpen.recognise import distil
 
-    monkeypatch.setattr("sys.argv", ["distil", *arguments])
+    def raises(path):
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["distil", "-c", "any.yml"])
+    monkeypatch.setattr(distil.DistilConfig, "from_yaml", raises)
     with pytest.raises(SystemExit) as left:
         distil.main()
-    assert left.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"
+    assert left.value.code == code and capsys.readouterr().err == f"{said}\n"
 
 
 def test_a_recogniser_is_known_by_its_weights_wherever_they_lie(tmp_path, tiny_recogniser):

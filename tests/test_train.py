@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 import json
 import os
 import signal
@@ -170,20 +171,39 @@ def test_numbers_that_are_not_finite_never_reach_a_file(config, monkeypatch):
         config.output_dir / "ema.safetensors").state_dict().values())
 
 
-def test_an_average_that_diverged_replaces_no_state(config, monkeypatch):
+def test_an_average_that_diverged_replaces_no_state(config):
     train.train(config.model_copy(update={"stages": config.stages[:1]}))
     trainer = train.prepare(config)
     trainer.resume()
     before = {file.name: file.read_bytes() for file in config.output_dir.iterdir() if file.is_file()}
     torch.nn.init.constant_(trainer.average.module.gpen.final_linear[0].weight, 1e9)  # which half precision lacks
-    with pytest.raises(ConfigError, match="not finite.* The training has diverged; what was saved before is sound"):
+    with pytest.raises(ConfigError, match="not written, .* begin another run.* at lower rates") as caught:
         trainer.save()
+    assert "dtype" not in str(caught.value)
     assert before == {file.name: file.read_bytes() for file in config.output_dir.iterdir() if file.is_file()}
+
+
+def test_a_full_disk_leaves_the_older_sheet(config, monkeypatch):
+    trainer = train.prepare(config)
+    trainer.watch()
+    sheet = config.output_dir / "sheet_000000.png"
+    before, plain = sheet.read_bytes(), Image.Image.save
+
+    def cut_short(image, file, *args, **options):
+        if isinstance(file, io.BytesIO):  # as degradations compress
+            return plain(image, file, *args, **options)
+        file.write_bytes(before[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", cut_short)
+    with pytest.raises(OSError) as caught:
+        trainer.watch()
+    assert caught.value.filename == str(sheet) and sheet.read_bytes() == before
 
 
 @pytest.mark.parametrize("change", [
     {"threads": 0}, {"max_identity_photos": 0}, {"narrow": 0}, {"ema": 1}, {"mapping_rate": -1},
-    {"channel_multiplier": -2}, {"card": {"made": datetime.date(2024, 1, 1)}},
+    {"channel_multiplier": -2}, {"card": {"made": datetime.date(2024, 1, 1)}}, {"card": {"made": "\ud800"}},
     *({"stages": [{"size": 16, "steps": 1, **stage}]} for stage in (
         {"beta1": 2}, {"lr_d": -1}, {"warmup": -1}, {"loss": {"l1": -1}})),
 ])
@@ -196,7 +216,7 @@ def test_damaged_leftovers_are_named(config):
     train.train(config)
     log = config.output_dir / "log.jsonl"
     whole = log.read_bytes()
-    for _number, junk in enumerate((b"{\n", b"[1]\n", b"{}\n", b"\xff\n")):
+    for junk in (b"{\n", b"[1]\n", b"{}\n", b"\xff\n"):
         log.write_bytes(whole + junk)
         with pytest.raises(DataError, match=r"log.jsonl, line 8: damaged .* delete the line"):
             train.train(config)

@@ -78,7 +78,7 @@ class FineTune:
     def __init__(self, options: Options, recogniser: Recogniser | None, console: Console,
                  device: str | None = None):
         self.options, self.console = options, console
-        self.device = torch.device(device or pick_device(options.device))
+        self.device = torch.device(pick_device(device or options.device))
         self.folder, self.schedule = options.folder, options.train
         self.model = load(options.path.pretrain_network_g or "embedded", self.device)
         gpen = self.model.gpen

@@ -29,6 +29,9 @@ class GPENConfig:
     def __post_init__(self) -> None:
         if self.size < 8 or self.size & (self.size - 1):
             raise ConfigError(f"size = {self.size}: a GPEN's side is a power of two from 8 up")
+        if min(self.channels(4), self.channels(self.size)) < 1:
+            raise ConfigError(f"narrow = {self.narrow}, channel_multiplier = {self.channel_multiplier}: too little for "
+                              f"a channel at {self.size} px")
 
     @property
     def log_size(self) -> int:

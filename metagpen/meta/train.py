@@ -90,7 +90,7 @@ class OuterLoss(Config):
     perceptual: Weight = 0.5
     identity: Weight = 0.5
     lpips: Weight = Field(0.0, description="LPIPS over VGG-16, whose weights must be installed: no term of the "
-                                                "inner loss minds texture, so that only this keeps steps from blurring")
+                                           "inner loss minds texture, so that only this keeps steps from blurring")
 
 
 class QueryObjective(Objective):
@@ -636,7 +636,7 @@ class Trainer:
         console.print({name: round(value, 4) for name, value in record.items()})
         value = record[f"{self.config.validate_degradations[0]}_identity_gain_{self.validate_steps[-1]}"]
         if value > self.best:
-            self.average.module.save(self.folder / "best.safetensors")
+            save_average(self.average.module, self.folder / "best.safetensors")
             self.best = value
         self.validated = self.step
 

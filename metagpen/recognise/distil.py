@@ -478,13 +478,15 @@ def main() -> None:
     parser.add_argument("-c", "--config", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, default=Path("metagpen/weights/embedded_recogniser.safetensors"))
     arguments = parser.parse_args()
+    from ..cli import in_words  # errors read as those of the other commands
+
     try:
         config = DistilConfig.from_yaml(arguments.config)
         print(export(config, distil(config), arguments.output))
     except (MetagpenError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"error: {in_words(error)}\n")
     except KeyboardInterrupt:
-        parser.exit(130)
+        parser.exit(130, "interrupted\n")
 
 
 if __name__ == "__main__":
