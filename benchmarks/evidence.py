@@ -533,10 +533,9 @@ def scaled(rows: Sequence[Row], summed: Sequence[Row]) -> str:
 def of_london(rows: Sequence[Row], summed: Sequence[Row]) -> dict[str, str]:
     blend = [("reference-average", 1, 0)] if any(row["method"] == "reference-average" for row in rows) else []
     tables = [differences(rows, [*rivals_of(rows, ONE), *blend], ours=ONE)]
-    scaled = SCALED, *ONE[1:]
     if any(row["method"] == SCALED for row in rows):
         others = [ONE, *rivals_of(rows, ONE), *blend]
-        tables += ["Ours at eight times its rates:", differences(rows, others, ours=scaled)]
+        tables += ["Ours at eight times its rates:", differences(rows, others, ours=(SCALED, *ONE[1:]))]
     return {"london": "\n\n".join([*tables, by_damage(summed, lambda row: True), machines(rows)])}
 
 

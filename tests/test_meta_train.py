@@ -1,7 +1,6 @@
 """`metagpen meta-train` on a tiny model and random faces: it learns, resumes exactly, and splits over processes."""
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from tiny import fill_the_disk
 from torch import nn
 
 from metagpen import recognise
@@ -656,15 +656,8 @@ def test_a_full_disk_leaves_the_older_sheet(config, monkeypatch):
     trainer = meta.prepare(config)
     trainer.validate()
     sheet = config.output_dir / "sheet_000000.png"
-    before, plain = sheet.read_bytes(), Image.Image.save
-
-    def cut_short(image, file, *args, **options):
-        if isinstance(file, io.BytesIO):  # as degradations compress
-            return plain(image, file, *args, **options)
-        file.write_bytes(before[:20])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", cut_short)
+    before = sheet.read_bytes()
+    fill_the_disk(monkeypatch)
     with pytest.raises(OSError) as caught:
         trainer.validate()
     assert caught.value.filename == str(sheet) and sheet.read_bytes() == before

@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import io
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
+from tiny import fill_the_disk
 from torch.optim.swa_utils import AveragedModel
 
 from metagpen import devices, recognise, train
@@ -187,15 +187,8 @@ def test_a_full_disk_leaves_the_older_sheet(config, monkeypatch):
     trainer = train.prepare(config)
     trainer.watch()
     sheet = config.output_dir / "sheet_000000.png"
-    before, plain = sheet.read_bytes(), Image.Image.save
-
-    def cut_short(image, file, *args, **options):
-        if isinstance(file, io.BytesIO):  # as degradations compress
-            return plain(image, file, *args, **options)
-        file.write_bytes(before[:20])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", cut_short)
+    before = sheet.read_bytes()
+    fill_the_disk(monkeypatch)
     with pytest.raises(OSError) as caught:
         trainer.watch()
     assert caught.value.filename == str(sheet) and sheet.read_bytes() == before

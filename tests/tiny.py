@@ -1,8 +1,11 @@
-"""A small native recogniser for tests, importable by other processes too."""
+"""A small native recogniser for tests, importable by other processes too, and a full disk."""
 
 from __future__ import annotations
 
+import io
+
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metagpen.recognise import InputSpec, Recogniser
@@ -32,3 +35,16 @@ def recogniser(name: str = "tests", seed: int = 1) -> Recogniser:
     torch.manual_seed(seed)
     template = tuple((16 * x, 16 * y) for x, y in ((0.35, 0.45), (0.65, 0.45), (0.5, 0.6), (0.4, 0.75), (0.6, 0.75)))
     return Recogniser(name, Net(), InputSpec((16, 16), template), dim=8)
+
+
+def fill_the_disk(monkeypatch):
+    """From here on no picture becomes a whole file."""
+    plain = Image.Image.save
+
+    def cut_short(image, file, *args, **options):
+        if isinstance(file, io.BytesIO):  # as degradations compress
+            return plain(image, file, *args, **options)
+        file.write_bytes(b"the beginning alone")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", cut_short)

@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageOps
 
 from ..atomic import whole_file
-from ..devices import one_thread
 from ..errors import ConfigError, DataError, PhotoError
 from ..workers import spread
 from .base import Degradation
@@ -180,7 +179,7 @@ def _write_pair(job: _Job, degrade: Degradation) -> str | None:
 def _run(jobs: list[_Job], degrade: Degradation, num_workers: int, bar: Callable) -> dict[int, str | None]:
     """Job index to the reason it failed, or None."""
     if num_workers <= 1 or len(jobs) == 1:
-        with one_thread(), bar(iter(jobs), len(jobs)) as todo:
+        with bar(iter(jobs), len(jobs)) as todo:
             return {job.index: _write_pair(job, degrade) for job in todo}
     done = spread(partial(_write_pair, degrade=degrade), jobs, min(num_workers, len(jobs)), torch.set_num_threads, 1)
     with closing(done), bar(done, len(jobs)) as ready:
