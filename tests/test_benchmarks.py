@@ -14,10 +14,13 @@ import torch
 from test_gpen import randomise
 
 from metagpen import load
+from metagpen.degrade import by_name
 from metagpen.errors import ConfigError, DataError, MetagpenError
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.curve import write_rows
+from metagpen.faces import FFHQ_LANDMARKS, LEFT_RIGHT
 from metagpen.gpen import GPEN
+from metagpen.identities import PackedPhotos
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, DecoderBases, new_parameters, personal_forward
 from metagpen.person.rule import InnerRule, RuleConfig
@@ -506,3 +509,29 @@ def test_only_the_filters_of_a_meta_training_are_kept(tiny_model):
     other = GPEN(**tiny_model.gpen.config.to_dict())
     with pytest.raises(ConfigError, match="did not begin from this base"):
         keep.with_filters_of(base, MetaGPEN(other, tiny_model.start, bases=trained.bases))
+
+
+def test_landmarks_are_drawn_where_the_face_is():
+    """On photos whose colours are their coordinates, the network sees at its landmarks what lies at the face's."""
+    train, size, count = script("train_landmarks"), 160, 6
+    axis = (torch.arange(size) + 0.5) / size * 255
+    ramp = torch.stack([axis.expand(size, size), axis[:, None].expand(size, size), torch.zeros(size, size)])
+    landmarks = torch.as_tensor(FFHQ_LANDMARKS, dtype=torch.float32) * size + torch.randn(
+        count, 5, 2, generator=torch.Generator().manual_seed(0))
+    photos = PackedPhotos(ramp.round().to(torch.uint8).expand(count, 3, size, size), torch.zeros(count), ["a"],
+                          landmarks, torch.full((count,), float("nan")))
+    generator = torch.Generator().manual_seed(1)
+    seen, truth = train.draw(photos, torch.arange(count), by_name("none"), generator)
+    assert seen.shape == (count, 3, 64, 64) and (truth - 0.5).abs().max() < 0.5
+    found = torch.nn.functional.grid_sample(seen, 2 * truth[:, None] - 1, align_corners=False)[:, :2, 0].transpose(1, 2)
+    mirrored = found[:, 0, 0] > found[:, 1, 0]  # the eye on the left is from the photo's right
+    assert mirrored.any() and not mirrored.all()
+    expected = torch.where(mirrored[:, None, None], landmarks[:, LEFT_RIGHT], landmarks) / size * 2 - 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
+
+
+def test_landmark_error_is_a_share_of_the_eyes_distance():
+    train, truth = script("train_landmarks"), torch.as_tensor(FFHQ_LANDMARKS).float()[None]
+    eyes = truth[0, 1, 0] - truth[0, 0, 0]
+    off = truth + torch.stack([torch.zeros(5), torch.tensor([0.3, 0, 0, 0, 0.2]) * eyes], 1)
+    torch.testing.assert_close(train.error(off, truth), torch.tensor([0.1]))

@@ -1,0 +1,112 @@
+"""Landmarks of degraded faces: a small network that corrects a detector's five points.
+
+MTCNN places landmarks on what it can see. Of a face of 16 px they come out a sixth of the eyes' distance wrong, and the
+aligned crop with them, in which a restorer finds nothing where it learned to expect it. `LandmarkNet` looks at the crop
+that the first landmarks make, and says where in it they should be; the crop that these make is looked at again, and
+once more. This is cascaded pose regression (Dollár et al., CVPR 2010) with the same network at every stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import as_file, files
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..devices import undisturbed
+from ..errors import CheckpointError
+from ..tensors import read_tensors
+from .align import FFHQ_LANDMARKS, LEFT_RIGHT, crop_face, invert, transform
+from .photo import to_tensor
+
+SIDE = 64  # of the crop that the network sees, in pixels
+WIDTH = 24  # channels of its first maps
+STAGES = 3
+EMBEDDED = "embedded_landmarks.safetensors"
+BOX = (0.225, 0.182, 0.768, 0.916)  # mean x0, y0, x1, y1 of MTCNN's boxes, as fractions of the aligned crop
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions with batch normalisation, and what goes in beside them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+class LandmarkNet(nn.Module):
+    """Crops [B, 3, 64, 64] in [-1, 1] -> landmarks [B, 5, 2], as fractions of the crop's side.
+
+    width: channels at 32 x 32; each of three halvings doubles them.
+    """
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(12, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+                                   Residual(width)]
+        for _ in range(3):
+            layers += [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(2 * width),
+                       nn.ReLU(), Residual(2 * width)]
+            width *= 2
+        self.maps = nn.Sequential(nn.PixelUnshuffle(2), *layers)  # [B, 8 * width, 4, 4]
+        self.head = nn.Sequential(nn.Conv2d(width, 32, 1), nn.Flatten(), nn.ReLU(),
+                                  nn.Linear(32 * (SIDE // 16) ** 2, FFHQ_LANDMARKS.size))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.head(self.maps(crops)).view(-1, *FFHQ_LANDMARKS.shape) + 0.5
+
+
+@undisturbed
+def refine(image: Image.Image, landmarks: np.ndarray, device: str | torch.device = "cpu",
+           stages: int = STAGES) -> np.ndarray:
+    """Better landmarks of a face of an RGB photo, from those that a detector or a hand gave: [5, 2] in its pixels.
+
+    Raises PhotoError where they coincide or do not lie on the photo.
+    """
+    net = embedded_net(str(device))
+    for _ in range(stages):
+        face = crop_face(image, landmarks, SIDE)
+        found = looked_at_twice(net, to_tensor(face.image)[None].to(device))[0]
+        landmarks = transform(SIDE * found.double().cpu().numpy(), invert(face.matrix))
+    return landmarks
+
+
+@torch.no_grad()
+def looked_at_twice(net: nn.Module, crops: Tensor) -> Tensor:
+    """Landmarks [B, 5, 2] of crops [B, 3, H, W], the mean over each and its mirror image."""
+    plain, mirrored = net(torch.cat([crops, crops.flip(-1)])).chunk(2)
+    mirrored = mirrored[:, LEFT_RIGHT].clone()
+    mirrored[..., 0] = 1 - mirrored[..., 0]
+    return (plain + mirrored) / 2
+
+
+def landmarks_in(box: Sequence[float]) -> np.ndarray:
+    """Where the landmarks [5, 2] of an upright face lie, to begin with, in a box x0, y0, x1, y1 from its hairline to
+    its chin and from ear to ear, as MTCNN draws them."""
+    low, high = np.asarray(box, dtype=np.float64).reshape(2, 2)
+    mean = np.array(BOX).reshape(2, 2)
+    side = ((high - low) / (mean[1] - mean[0])).mean()
+    return (FFHQ_LANDMARKS - mean.mean(axis=0)) * side + (low + high) / 2
+
+
+@lru_cache(maxsize=4)
+def embedded_net(device: str) -> LandmarkNet:
+    """The network in the package. Raises CheckpointError where the installation lacks it."""
+    file = files("metagpen") / "weights" / EMBEDDED
+    if not file.is_file():
+        raise CheckpointError(f"this installation has no {EMBEDDED}; install metagpen from its package")
+    with as_file(file) as path:
+        tensors, _ = read_tensors(path)
+    net = LandmarkNet(len(tensors["maps.1.weight"]))
+    counters = {name: value for name, value in net.state_dict().items() if not value.is_floating_point()}
+    net.load_state_dict(counters | {name: value.float() for name, value in tensors.items()})
+    return net.eval().requires_grad_(False).to(device)
