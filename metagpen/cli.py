@@ -391,6 +391,13 @@ def restore(
     aligned: Annotated[
         bool, typer.Option("--aligned", help="The photos are square crops of faces: nothing to find.")
     ] = False,
+    face: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X0,Y0,X1,Y1",
+            help="Where a face is that is not found, in pixels: ear to ear, hairline to chin; may be repeated.",
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -404,11 +411,14 @@ def restore(
 
     if sweep and strength < 1:
         raise typer.BadParameter("--sweep shows all strengths, --strength is one; give one of them")
+    boxes = [box_of(text) for text in face or []]
     targets = restore_targets(source, output)
+    if boxes and len(targets) > 1:
+        raise ConfigError(f"--face says where faces are in one photo; -i names {len(targets)}")
     network = metagpen.load(model, device=pick_device(device))
     with spoken_warnings():
         gallery = known_people(person or [], store, model, network, needed=strength < 1 or sweep or null_space)
-    options: dict[str, Any] = {"null_space": null_space, "aligned": aligned, "once": not repeats}
+    options: dict[str, Any] = {"null_space": null_space, "aligned": aligned, "boxes": boxes, "once": not repeats}
     if sweep:
         write = partial(write_sweep, gallery, options)
     else:
@@ -745,6 +755,15 @@ def named_people(files: list[Path], store: str | None, network: MetaGPEN) -> Map
     if not people:
         raise DataError(f"{store}: no Person in this store; fill it with metagpen adapt-many")
     return people
+
+
+def box_of(text: str) -> list[float]:
+    """Four numbers from "x0,y0,x1,y1"."""
+    try:
+        x0, y0, x1, y1 = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"--face {text}: four numbers x0,y0,x1,y1 are wanted") from None
+    return [x0, y0, x1, y1]
 
 
 def restore_all(targets: list[tuple[Path, Path]], write: Callable[[Path, Path], str]) -> int:

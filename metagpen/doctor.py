@@ -149,6 +149,7 @@ def weights() -> Iterator[Finding]:
     yield attempt("weights", "recogniser 'embedded'", embedded_recogniser, own)
     yield attempt("weights", "face detector", face_detector,
                   "pip install --force-reinstall --no-deps facenet-pytorch==2.5.3")
+    yield attempt("weights", "landmarks of degraded faces", landmark_network, own)
     yield attempt("weights", "cache folder", cache, "point METAGPEN_CACHE to a folder that can be written",
                   needed=False)
     try:
@@ -192,6 +193,19 @@ def face_detector() -> str:
     from .faces import detect
 
     return f"MTCNN runs, {len(detect(Image.new('RGB', (64, 64))))} face(s) on a black picture"
+
+
+def landmark_network() -> str:
+    import numpy as np
+    from PIL import Image
+
+    from .faces import FFHQ_LANDMARKS
+    from .faces.landmarks import refine
+
+    found = refine(Image.new("RGB", (256, 256)), FFHQ_LANDMARKS * 128 + 64)
+    if not np.isfinite(found).all():
+        raise ValueError("gives landmarks that are not finite")
+    return "in the package, corrects five points"
 
 
 def cache() -> str:

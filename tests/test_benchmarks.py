@@ -18,12 +18,13 @@ from metagpen.degrade import by_name
 from metagpen.errors import ConfigError, DataError, MetagpenError
 from metagpen.evaluate import curve_report, report
 from metagpen.evaluate.curve import write_rows
-from metagpen.faces import FFHQ_LANDMARKS, LEFT_RIGHT
+from metagpen.faces import FFHQ_LANDMARKS, LEFT_RIGHT, load_photo, to_tensor
 from metagpen.gpen import GPEN
 from metagpen.identities import PackedPhotos
 from metagpen.model import MetaGPEN
 from metagpen.person import AdapterSpec, DecoderBases, new_parameters, personal_forward
 from metagpen.person.rule import InnerRule, RuleConfig
+from metagpen.person.start import Gate, band_statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -535,3 +536,42 @@ def test_landmark_error_is_a_share_of_the_eyes_distance():
     eyes = truth[0, 1, 0] - truth[0, 0, 0]
     off = truth + torch.stack([torch.zeros(5), torch.tensor([0.3, 0, 0, 0, 0.2]) * eyes], 1)
     torch.testing.assert_close(train.error(off, truth), torch.tensor([0.1]))
+
+
+def test_a_photo_that_is_found_as_it_was_degraded_is_left_as_it_is(monkeypatch):
+    calibrate = script("calibrate_judge")
+    crops, generator = torch.rand(3, 3, 32, 32) * 2 - 1, torch.Generator().manual_seed(0)
+    again = calibrate.found_in_photos(crops, generator)
+    assert again.shape == crops.shape and again.abs().max() <= 1 and (again - crops).abs().mean() > 0.05
+    for name, value in (("AS_IT_WAS", 1.0), ("JPEG", 0.0), ("OFF", script("train_landmarks").Spread(0, 0, 0))):
+        monkeypatch.setattr(calibrate, name, value)
+    torch.testing.assert_close(calibrate.found_in_photos(crops, generator), crops, rtol=0, atol=1e-5)
+
+
+def test_the_gate_learns_to_say_of_found_photos_what_it_said_of_them(monkeypatch):
+    """Found photos have other bands; the old answers hold for the crops themselves, and nothing else has changed."""
+    calibrate = script("calibrate_judge")
+    monkeypatch.setattr(calibrate, "STEPS", 400)
+    torch.manual_seed(0)
+    gate = Gate(4, 8, bands=2)
+    exact = torch.randn(500, 12)
+    found = exact + torch.linspace(-1, 1, 12)
+    said = gate.judge(exact).squeeze(1).detach()
+    pupil = calibrate.taught(gate, exact, found, said)
+    with torch.no_grad():
+        before, after = ((one.judge(found).squeeze(1) - said).abs().mean() for one in (gate, pupil))
+        assert after < 0.5 * before and (pupil.judge(exact).squeeze(1) - said).abs().mean() < before
+    for name, value in gate.state_dict().items():
+        assert torch.equal(pupil.state_dict()[name], value) != name.startswith("judge."), name
+
+
+def test_the_embedded_gate_sees_ruins_that_were_resampled():
+    """Faces of 16 px, saved at another size and cut out a little off, are as open as they were; moderate ones shut."""
+    calibrate, gate = script("calibrate_judge"), load().start.gate
+    photos = [to_tensor(load_photo(path)) for path in sorted((ROOT / "metagpen/weights/album").glob("*/*.jpg"))]
+    generator = torch.Generator().manual_seed(0)
+    crops, shares = torch.stack(photos), {}
+    for level in ("hard", "moderate"):
+        found = calibrate.found_in_photos(by_name(level)(crops, generator), generator)
+        shares[level] = calibrate.shares(gate, band_statistics(found, gate.bands))
+    assert shares["hard"] > 0.75 and shares["moderate"] < 0.15

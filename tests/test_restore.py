@@ -91,7 +91,7 @@ def faces_at(monkeypatch):
     def answer(*squares):
         faces = [Face(np.array([x, y, x + side, y + side], float), FFHQ_LANDMARKS * side + [x, y], 0.99)
                  for x, y, side in squares]
-        monkeypatch.setattr("metagpen.restore.photo.detect", lambda picture, device: faces)
+        monkeypatch.setattr("metagpen.restore.photo.detect", lambda picture, device, degraded: faces)
 
     return answer
 

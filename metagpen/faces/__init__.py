@@ -14,6 +14,7 @@ from .align import (
     transform,
 )
 from .detect import Face, detect, detect_many, single_face
+from .landmarks import refine
 from .photo import (
     PHOTO_SUFFIXES,
     PhotoSource,
@@ -50,6 +51,7 @@ __all__ = [
     "paste_back",
     "photo_format",
     "photos_in",
+    "refine",
     "rim_mask",
     "save_photo",
     "single_face",

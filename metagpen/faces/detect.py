@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from ..compat import ensure_torchvision
 from ..devices import undisturbed
@@ -24,6 +24,9 @@ SIDES = (1024, 2048)  # longer side for detection: first look, and second look f
 MIN_SIDE = 320  # smaller photos are enlarged: MTCNN places landmarks better on faces of 50 px and more
 MARGIN = 0.25  # grey rim for photos filled by one face, as a share of the longer side
 MIN_SCORE = 0.9
+SOFT_SIDES = ((1024, 1.0), (512, 1.0), (320, 1.0), (1280, 4.0))  # at most and, times the photo's own: blurred looks
+SOFT_SIGMA = 3.0  # of that blur, in pixels there: blocks and noise of ruined faces go, what MTCNN sees of them stays
+SOFT_SCORE = 0.7  # least score of a face found so; MTCNN itself gives none below
 
 MIN_CROP_SIDE = 48
 """Smallest usable face: side of its crop in photo pixels. The eyes are a quarter of that apart, here 12 px,
@@ -46,24 +49,48 @@ class Face:
         return float(np.prod(corners[1] - corners[0]))
 
 
-def detect(image: Image.Image, device: str | torch.device = "cpu") -> list[Face]:
+@dataclass(frozen=True)
+class Look:
+    """One way to look at a photo. longest: at most so many pixels on its longer side. scale: enlarged so many times up
+    to there. margin: see MARGIN. sigma: of a blur, in the pixels looked at. score: least that counts."""
+
+    longest: int
+    scale: float = 1.0
+    margin: float = 0.0
+    sigma: float = 0.0
+    score: float = MIN_SCORE
+
+    def side(self, image: Image.Image) -> int:
+        """The longer side at which it shows the photo."""
+        return int(np.clip(self.scale * max(image.size), MIN_SIDE, self.longest))
+
+
+LOOKS = (Look(SIDES[0]), Look(SIDES[1]), Look(SIDES[0], margin=MARGIN))
+SOFT_LOOKS = tuple(Look(*side, sigma=SOFT_SIGMA, score=SOFT_SCORE) for side in SOFT_SIDES)
+
+
+def detect(image: Image.Image, device: str | torch.device = "cpu", degraded: bool = False) -> list[Face]:
     """Faces of an RGB photo, largest (by the visible part of the box) first; an empty list when there is none."""
-    return detect_many([image], device)[0]
+    return detect_many([image], device, degraded)[0]
 
 
-def detect_many(images: list[Image.Image], device: str | torch.device = "cpu") -> list[list[Face]]:
+def detect_many(images: list[Image.Image], device: str | torch.device = "cpu",
+                degraded: bool = False) -> list[list[Face]]:
     """`detect` for several photos; photos of equal size go through the networks together, 16 at a time.
 
     A photo in which nothing is found is looked at again: first larger, if it had been reduced; then, if there still is
-    nothing, with a grey rim around it (a face that fills the whole photo needs that).
+    nothing, with a grey rim around it (a face that fills the whole photo needs that). degraded: last of all blurred, at
+    several sizes, where faces of a dozen pixels are found whose blocks and noise hide them otherwise; a little of what
+    is found so is no face.
     """
-    found = _look(images, SIDES[0], 0.0, device)
-    for second in ((SIDES[1], 0.0), (SIDES[0], MARGIN)):
-        missed = [i for i, faces in enumerate(found) if not faces]
-        if second[0] > SIDES[0]:
-            missed = [i for i in missed if max(images[i].size) > SIDES[0]]
-        for i, faces in zip(missed, _look([images[i] for i in missed], *second, device), strict=True):
+    found: list[list[Face]] = [[] for _ in images]
+    shown: list[set[tuple[int, float, float]]] = [set() for _ in images]
+    for look in LOOKS + (SOFT_LOOKS if degraded else ()):
+        views = [(look.side(image), look.margin, look.sigma) for image in images]
+        missed = [i for i, view in enumerate(views) if not found[i] and view not in shown[i]]
+        for i, faces in zip(missed, _look([images[i] for i in missed], look, device), strict=True):
             found[i] = faces
+            shown[i].add(views[i])
     return found
 
 
@@ -116,10 +143,9 @@ def _already_aligned(photo: Image.Image, size: int, name: str) -> AlignedFace:
 
 
 @undisturbed
-def _look(images: list[Image.Image], longest: int, margin: float,
-          device: str | torch.device) -> list[list[Face]]:
+def _look(images: list[Image.Image], look: Look, device: str | torch.device) -> list[list[Face]]:
     """One pass of MTCNN over photos brought to a workable size, with boxes and landmarks in photo pixels."""
-    prepared = [_prepare(image, longest, margin) for image in images]
+    prepared = [_prepare(image, look) for image in images]
     found: list[list[Face]] = [[] for _ in images]
     by_size: dict[tuple[int, int], list[int]] = {}
     for i, (canvas, _, _) in enumerate(prepared):
@@ -130,28 +156,30 @@ def _look(images: list[Image.Image], longest: int, margin: float,
             results = _mtcnn(str(device)).detect([prepared[i][0] for i in batch], landmarks=True)
             for i, boxes, scores, points in zip(batch, *results, strict=True):
                 _, scale, offset = prepared[i]
-                faces = [] if boxes is None else _faces(boxes, scores, points, scale, offset)
+                faces = [] if boxes is None else _faces(boxes, scores, points, scale, offset, look.score)
                 found[i] = sorted(faces, key=lambda face: -face.visible_area(images[i].size))
     return found
 
 
-def _prepare(image: Image.Image, longest: int, margin: float) -> tuple[Image.Image, np.ndarray, float]:
+def _prepare(image: Image.Image, look: Look) -> tuple[Image.Image, np.ndarray, float]:
     """Canvas for MTCNN, with: canvas pixels = photo pixels * scale [2] + offset."""
-    factor = np.clip(max(image.size), MIN_SIDE, longest) / max(image.size)
+    factor = look.side(image) / max(image.size)
     size = [max(round(n * factor), 1) for n in image.size]
     scaled = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    offset = round(margin * max(size))
+    if look.sigma:
+        scaled = scaled.filter(ImageFilter.GaussianBlur(look.sigma))
+    offset = round(look.margin * max(size))
     width, height = (max(n + 2 * offset, 48) for n in size)  # MTCNN fails on strips thinner than a face
     canvas = Image.new("RGB", (width, height), (128, 128, 128))
     canvas.paste(scaled, (offset, offset))
     return canvas, np.array(size) / np.array(image.size), float(offset)
 
 
-def _faces(boxes: np.ndarray, scores: np.ndarray, points: np.ndarray, scale: np.ndarray,
-           offset: float) -> list[Face]:
+def _faces(boxes: np.ndarray, scores: np.ndarray, points: np.ndarray, scale: np.ndarray, offset: float,
+           least: float) -> list[Face]:
     return [Face(((np.asarray(box, dtype=np.float64).reshape(2, 2) - offset) / scale).ravel(),
                  (np.asarray(five, dtype=np.float64) - offset) / scale, float(score))
-            for box, score, five in zip(boxes, scores, points, strict=True) if score >= MIN_SCORE]
+            for box, score, five in zip(boxes, scores, points, strict=True) if score >= least]
 
 
 @lru_cache(maxsize=4)

@@ -63,7 +63,7 @@ class Person:
 
         `metagpen.restore_photo` with this one Person, which says more. source: path, PIL image, array or tensor.
         Returns a picture of the photo's size (an aligned crop: S x S). Raises PhotoError when no face is found:
-        heavily degraded faces often are not, so cut them out and say `aligned`.
+        some heavily degraded faces are not, and `restore_photo` can be told where they are.
         """
         from ..restore import restore_photo  # the room above this one
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import PhotoError
+from ..errors import ConfigError, PhotoError
 from ..faces import (
     AlignedFace,
     PhotoSource,
@@ -25,6 +25,7 @@ from ..faces import (
     with_extras,
 )
 from ..faces.detect import usable_face
+from ..faces.landmarks import landmarks_in, refine
 from ..person import Person, restore_many
 from ..person.person import must_be_strength
 from .matching import SAME_PERSON, FaceWarning, Gallery, Persons, assign, too_far
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 SMALLEST_FACE = 12.0  # side of the crop in photo pixels; restoring may start from far less than learning needs
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+Box = Sequence[float]  # x0, y0, x1, y1 in photo pixels
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
@@ -76,25 +79,29 @@ class RestoredPhoto:
 
 
 def restore_photo(model: MetaGPEN, photo: PhotoSource, persons: Persons = None, *, strength: float = 1.0,
-                  null_space: bool = False, aligned: bool = False, background: Background | None = None,
-                  once: bool = True, recogniser: Recogniser | None = None) -> RestoredPhoto:
+                  null_space: bool = False, aligned: bool = False, boxes: Sequence[Box] = (),
+                  background: Background | None = None, once: bool = True,
+                  recogniser: Recogniser | None = None) -> RestoredPhoto:
     """Restore every face of a photo, each with its own Person, strangers with the generic model.
 
     photo: path, PIL image, array or tensor. persons: a Person, several, {name: Person}, a PersonStore, or, for many
     photos, a `Gallery` made once. One Person and one face belong together; otherwise faces are matched by
     `recogniser`, default that of the model's card. strength: 0 the generic model ... 1 fully personal. null_space:
-    persons change only what the photo leaves open. aligned: the photo is the square crop of one face. background:
-    any callable from photo to photo, of which the faces' surroundings are taken. once: nobody is in a photo twice.
+    persons change only what the photo leaves open. aligned: the photo is the square crop of one face. boxes: where the
+    faces are, when the detector does not find them: each x0, y0, x1, y1 in pixels of the upright photo, from the
+    hairline to the chin and from ear to ear. background: any callable from photo to photo, of which the faces'
+    surroundings are taken. once: nobody is in a photo twice.
 
     The image has the photo's size (an aligned crop: S x S; with `background`: what that returns), is upright, and keeps
     transparency, EXIF, ICC profile and greyness. Raises PhotoError when no face can be restored, ConfigError for a
-    strength outside [0, 1]. Warns with FaceWarning of a face that is too far from the only Person given.
+    strength outside [0, 1] or an impossible box. Warns with FaceWarning of a face that is too far from the only Person
+    given.
     """
     strength = must_be_strength(strength)
     gallery = Gallery.of(persons, model, recogniser)
     picture, extras = load_with_extras(photo)
     name = describe(photo)
-    cuts = cut_faces(picture, model, name, aligned)
+    cuts = cut_faces(picture, model, name, aligned, boxes)
     batch = FaceBatch(model, cuts, gallery, name, once)
     restored = batch.restore(strength, null_space)
     if aligned:
@@ -108,14 +115,14 @@ def restore_photo(model: MetaGPEN, photo: PhotoSource, persons: Persons = None, 
 
 
 def sweep(model: MetaGPEN, photo: PhotoSource, persons: Persons, strengths: Sequence[float] = STRENGTHS, *,
-          null_space: bool = False, aligned: bool = False, once: bool = True,
+          null_space: bool = False, aligned: bool = False, boxes: Sequence[Box] = (), once: bool = True,
           recogniser: Recogniser | None = None) -> list[list[tuple[str, Image.Image]]]:
     """Each matched face as it came and at several strengths: labelled S x S crops, a line per face, for
     `metagpen.evaluate.report.contact_sheet`. Raises PhotoError when no face belongs to a Person."""
     gallery = Gallery.of(persons, model, recogniser)
     picture, _ = load_with_extras(photo)
     name = describe(photo)
-    batch = FaceBatch(model, cut_faces(picture, model, name, aligned), gallery, name, once)
+    batch = FaceBatch(model, cut_faces(picture, model, name, aligned, boxes), gallery, name, once)
     columns = [batch.restore(strength, null_space) for strength in strengths]
     lines = [[(f"{who}: input", to_pil(batch.crops[i])),
               *((f"strength {strength:g}", to_pil(column[i])) for strength, column in zip(strengths, columns))]
@@ -138,25 +145,48 @@ class Cut:
         return FoundFace(self.box, left_alone=self.reason)
 
 
-def cut_faces(picture: Image.Image, model: MetaGPEN, name: str, aligned: bool) -> list[Cut]:
-    """The faces of a photo, largest first. Raises PhotoError, naming it, when there is none that can be restored."""
+def cut_faces(picture: Image.Image, model: MetaGPEN, name: str, aligned: bool = False,
+              boxes: Sequence[Box] = ()) -> list[Cut]:
+    """The faces of a photo, largest first, or those in the boxes, as given. Raises PhotoError, naming it, when there is
+    none that can be restored, ConfigError for boxes that are none."""
     if aligned:
+        if len(boxes):
+            raise ConfigError("aligned and boxes: the photo is one face, or has faces in it; give one of them")
         if picture.width != picture.height:
             raise PhotoError(f"{name} is {picture.width}x{picture.height}; an aligned crop must be square")
         face = single_face(picture, model.size, aligned=True)
         return [Cut(np.array([0, 0, *picture.size], dtype=float), face)]
     cuts = []
-    for found in detect(picture, model.device):
+    for box, landmarks in faces_in(boxes, picture) if len(boxes) else faces_found(picture, model):
         try:
-            cuts.append(Cut(found.box, usable_face(picture, found.landmarks, model.size, SMALLEST_FACE)))
+            better = refine(picture, landmarks, model.device)
+            cuts.append(Cut(box, usable_face(picture, better, model.size, SMALLEST_FACE)))
         except PhotoError as error:
-            cuts.append(Cut(found.box, reason=str(error)))
+            cuts.append(Cut(box, reason=str(error)))
     if not cuts:
-        raise PhotoError(f"{name} shows no face that can be found; turn it upright, or cut out the square crop of the "
-                         "face and say that it is aligned")
+        raise PhotoError(f"{name} shows no face that can be found; turn it upright, or say where the face is (--face, "
+                         "boxes=)")
     if not any(cut.face for cut in cuts):
         raise PhotoError(f"{name} shows no face that can be restored: " + "; ".join(cut.reason for cut in cuts))
     return cuts
+
+
+def faces_found(picture: Image.Image, model: MetaGPEN) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(box [4], landmarks [5, 2]) of the faces that the detector finds, largest first."""
+    return [(face.box, face.landmarks) for face in detect(picture, model.device, degraded=True)]
+
+
+def faces_in(boxes: Sequence[Box], picture: Image.Image) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(box [4], mean landmarks [5, 2]) of the faces that are said to be there."""
+    found = []
+    for box in boxes:
+        corners = np.array(box, dtype=float)
+        if corners.shape != (4,) or not np.isfinite(corners).all() or not (corners[:2] < corners[2:]).all():
+            raise ConfigError(f"box {box}: four numbers x0, y0, x1, y1 with x0 < x1 and y0 < y1 are wanted")
+        if (corners[:2] >= picture.size).any() or (corners[2:] <= 0).any():
+            raise ConfigError(f"box {box}: lies outside the photo, which is {picture.width}x{picture.height}")
+        found.append((corners, landmarks_in(corners)))
+    return found
 
 
 class FaceBatch:
