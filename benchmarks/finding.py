@@ -1,11 +1,10 @@
 """How small and how damaged may a face in a photo be to be found, and how well are its landmarks placed?
 
-The crops of people whom no training saw, reduced to so many pixels and laid into a photo four times as wide, or one of
-640 px (its rim is the crop's edge, drawn out), go through the detector as `metagpen restore` uses it. A face counts as
-found where one is detected whose landmarks lie within half the distance of the eyes of the true ones, in the mean; the
-*error*, after they are corrected, is that mean as a share of the eyes' distance (NME), the median over those that were
-found. Photos come from `$METAGPEN_SHARED`,
-or the folder `shared` beside this repository; a set that is not there is left out.
+The crops of people whom no training saw, reduced to so many pixels and laid into a photo four times as wide (its rim
+is the crop's edge, drawn out), go through the detector as `metagpen restore` uses it. A face counts as found where one
+is detected whose landmarks lie within half the distance of the eyes of the true ones, in the mean; the *error*, after
+they are corrected, is that mean as a share of the eyes' distance (NME), the median over those that were found. Photos
+come from `$METAGPEN_SHARED`, or the folder `shared` beside this repository; a set that is not there is left out.
 
     python benchmarks/finding.py    # writes benchmarks/results/finding.json and the table in docs/restore.md
 """
@@ -65,17 +64,16 @@ def ruined(crop: Tensor, side: int, name: str) -> Tensor:
 
 
 DAMAGE: dict[str, Damage] = {"small": reduced, "small, noise and JPEG": ruined}
-WIDTHS = {"four times as wide": None, "640 px": 640}  # of the photos
 
 
-def rim_of(side: int, width: int | None = None) -> int:
-    """Pixels around a crop in a photo of this width, or four times its own."""
-    return ((width or 4 * side) - side) // 2
+def rim_of(side: int) -> int:
+    """Pixels around a crop in a photo four times as wide."""
+    return 3 * side // 2
 
 
-def in_a_photo(face: Tensor, width: int | None = None) -> Image.Image:
-    """A face [3, n, n] in the middle of a photo of this width, or 4n."""
-    rim = rim_of(face.shape[-1], width)
+def in_a_photo(face: Tensor) -> Image.Image:
+    """A face [3, n, n] in the middle of a photo of 4n."""
+    rim = rim_of(face.shape[-1])
     return Image.fromarray(np.pad(np.asarray(faces.to_pil(face)), ((rim, rim), (rim, rim), (0, 0)), mode="edge"))
 
 
@@ -85,28 +83,26 @@ def error(landmarks: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(landmarks - truth, axis=1).mean() / eyes)
 
 
-def figures(name: str, faces_of: dict[Photo, tuple[Tensor, Tensor]], kind: str, side: int,
-            width: str) -> report.Row:
+def figures(name: str, faces_of: dict[Photo, tuple[Tensor, Tensor]], kind: str, side: int) -> report.Row:
     """How many of the photos' faces, each with its crop and landmarks, are found at this size, and how well."""
-    small = [in_a_photo(DAMAGE[kind](crop, side, photo.path.name), WIDTHS[width])
-             for photo, (crop, _) in faces_of.items()]
+    small = [in_a_photo(DAMAGE[kind](crop, side, photo.path.name)) for photo, (crop, _) in faces_of.items()]
     near = []
     for (_, landmarks), photo, found in zip(faces_of.values(), small, detect_many(small, degraded=True), strict=True):
-        truth = landmarks.numpy() * side / FROM + rim_of(side, WIDTHS[width])
+        truth = landmarks.numpy() * side / FROM + rim_of(side)
         nearest = min((face.landmarks for face in found), key=lambda seen: error(seen, truth), default=None)
         if nearest is not None and error(nearest, truth) < BEYOND:
             near.append(error(refine(photo, nearest), truth))
-    return {"set": name, "damage": kind, "width": width, "side": side, "photos": len(small),
-            "found": len(near) / len(small), "error": median(near) if near else None}
+    return {"set": name, "damage": kind, "side": side, "photos": len(small), "found": len(near) / len(small),
+            "error": median(near) if near else None}
 
 
 def table(rows: list[report.Row]) -> str:
     """A line per set and damage: found, and the landmarks' error, by the size of the crop."""
     lines = []
-    for name, kind, width in dict.fromkeys((row["set"], row["damage"], row["width"]) for row in rows):
-        own = [row for row in rows if (row["set"], row["damage"], row["width"]) == (name, kind, width)]
-        lines.append([name, str(own[0]["photos"]), kind, width, *(cell(row) for row in own)])
-    return report.table(["set", "photos", "face", "photo", *(f"{side} px" for side in SIDES)], lines)
+    for name, kind in dict.fromkeys((row["set"], row["damage"]) for row in rows):
+        own = [row for row in rows if (row["set"], row["damage"]) == (name, kind)]
+        lines.append([name, str(own[0]["photos"]), kind, *(cell(row) for row in own)])
+    return report.table(["set", "photos", "face", *(f"{side} px" for side in SIDES)], lines)
 
 
 def cell(row: report.Row) -> str:
@@ -119,7 +115,7 @@ def main() -> None:
     rows = []
     for name, chosen in photos():
         faces_of = {photo: load_crop(photo, FROM) for photo in chosen}
-        rows += [figures(name, faces_of, kind, side, width) for width in WIDTHS for kind in DAMAGE for side in SIDES]
+        rows += [figures(name, faces_of, kind, side) for kind in DAMAGE for side in SIDES]
     machine = report.machine()
     report.write_json(RESULTS, rows, commit=report.commit(), machine=machine)
     about = f"Commit {report.commit()}, {report.machine_line(machine)}."
