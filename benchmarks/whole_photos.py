@@ -212,19 +212,19 @@ def whole_photos(rows: Rows, before: bool) -> str:
 
 def judge(rows: Rows) -> str:
     """What changes from the model before on the crops as they were damaged, by damage."""
-    lines = []
+    lines, measured = [], [metric for metric in FIDELITY if metric in rows[0]["now"]["generic"]]
     for level in LEVELS:
         own = of(rows, level, "exact")
         for who in ("generic", "personal"):
             lines.append([measure.DAMAGE[level], who, *(
                 told(*(by_person(own, model, who, metric) for model in ("now", "before")), metric)
-                for metric in FIDELITY if metric in own[0]["now"][who])])
-    return report.table(["damage", "model", *FIDELITY], lines)
+                for metric in measured)])
+    return report.table(["damage", "model", *measured], lines)
 
 
 def opens(card: report.Row) -> str:
     """How far the gate opened before and after calibrate_judge.py, as the model's card has it."""
-    lines = [[measure.DAMAGE[row["level"]], row["crop"], f"{row['before']:.2f}", f"{row['after']:.2f}"]
+    lines = [[measure.DAMAGE.get(row["level"], row["level"]), row["crop"], f"{row['before']:.2f}", f"{row['after']:.2f}"]
              for row in card["opens"]]
     return f"{report.table(['damage', 'crop', 'let in before', 'after'], lines)}\n\nCommit {card['commit']}."
 
