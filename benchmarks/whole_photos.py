@@ -224,8 +224,8 @@ def judge(rows: Rows) -> str:
 
 def opens(card: report.Row) -> str:
     """How far the gate opened before and after calibrate_judge.py, as the model's card has it."""
-    lines = [[measure.DAMAGE.get(row["level"], row["level"]), row["crop"], f"{row['before']:.2f}", f"{row['after']:.2f}"]
-             for row in card["opens"]]
+    lines = [[measure.DAMAGE.get(row["level"], row["level"]), row["crop"],
+              *(f"{row[when]:.2f}" for when in ("before", "after"))] for row in card["opens"]]
     return f"{report.table(['damage', 'crop', 'let in before', 'after'], lines)}\n\nCommit {card['commit']}."
 
 

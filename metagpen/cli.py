@@ -395,7 +395,8 @@ def restore(
         list[str] | None,
         typer.Option(
             metavar="X0,Y0,X1,Y1",
-            help="Where a face is that is not found, in pixels: ear to ear, hairline to chin; may be repeated.",
+            help="Restore the face in this box alone, in pixels of the upright photo: ear to ear, hairline to chin. "
+            "May be repeated; nothing is looked for.",
         ),
     ] = None,
     model: Annotated[
@@ -412,6 +413,8 @@ def restore(
     if sweep and strength < 1:
         raise typer.BadParameter("--sweep shows all strengths, --strength is one; give one of them")
     boxes = [box_of(text) for text in face or []]
+    if boxes and aligned:
+        raise typer.BadParameter("--aligned: the photo is one face, --face: where faces are in it; give one of them")
     targets = restore_targets(source, output)
     if boxes and len(targets) > 1:
         raise ConfigError(f"--face says where faces are in one photo; -i names {len(targets)}")

@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
@@ -36,6 +38,17 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
     except Exception as error:  # safetensors raises its own, undocumented error types
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+@contextmanager
+def packaged(name: str, instead: str = "") -> Iterator[Path]:
+    """A file of the package's weights, as a path. Raises CheckpointError where the installation lacks it, and says what
+    could be done instead."""
+    file = files("metagpen") / "weights" / name
+    if not file.is_file():
+        raise CheckpointError(f"this installation has no {name}; install metagpen from its package{instead}")
+    with as_file(file) as path:
+        yield path
 
 
 def unpickled_tensors(path: str | Path, wrappers: Sequence[str]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from metagpen.faces import FFHQ_LANDMARKS, crop_face, invert, load_photo, to_pil
 from metagpen.faces import detect as detect_function
 from metagpen.faces import landmarks as module
 from metagpen.faces.landmarks import BOX, LandmarkNet, embedded_net, landmarks_in, looked_at_twice, refine
-from metagpen.restore import restore_photo, sweep
+from metagpen.restore import FaceWarning, restore_photo, sweep
 from metagpen.restore.photo import cut_faces
 
 ALBUM = REPOSITORY / "metagpen" / "weights" / "album"
@@ -177,9 +177,35 @@ def test_a_face_in_a_box_is_restored_without_a_detector(model, monkeypatch):
     before, after = np.asarray(photo, float), np.asarray(done.image, float)
     changed = np.argwhere(np.abs(after - before).max(axis=2) > 8)
     assert len(changed) > 500 and changed.min() > RIM - 64 and changed.max() < RIM + 128 + 64
-    cut = cut_faces(photo, model, "photo", boxes=[box])[0]
-    assert error(cut.face.landmarks / 128, FFHQ_LANDMARKS) < 0.25
-    assert done.faces[0].person is None
+    assert done.faces[0].person is None and not done.faces[0].unsure
+    wrong = box + [12, 0, 12, 0]  # a quarter of the eyes' distance and more
+    face = cut_faces(photo, model, "photo", boxes=[wrong])[0].face
+    assert error(landmarks_in(wrong)) > 0.35 and error(transform(face.landmarks, invert(face.matrix))) < 0.2
+
+
+def test_a_ruined_face_that_is_missed_at_first_is_found_corrected_and_restored(model):
+    missed = [photo for photo in ruined_photos() if not metagpen.faces.detect(photo)]
+    found = [restore_photo(model, photo).faces[0] for photo in missed
+             if any(error(face.landmarks) < 0.5 for face in metagpen.faces.detect(photo, degraded=True))]
+    assert len(found) >= 3 and any(face.unsure and "perhaps no face" in str(face) for face in found)
+    cuts = [cut_faces(photo, model, "photo")[0].face for photo in missed
+            if metagpen.faces.detect(photo, degraded=True)]
+    corrected = [error(transform(face.landmarks, invert(face.matrix))) for face in cuts]
+    seen = [error(metagpen.faces.detect(photo, degraded=True)[0].landmarks) for photo in missed
+            if metagpen.faces.detect(photo, degraded=True)]
+    assert np.median(corrected) < 0.8 * np.median(seen)
+
+
+def test_without_a_template_the_largest_box_is_the_persons(model):
+    face = ruined_photos()[0].crop((RIM, RIM, RIM + 128, RIM + 128))
+    photo = Image.new("RGB", (512, 256), (90, 90, 90))
+    photo.paste(face.resize((96, 96)), (30, 60))
+    photo.paste(face, (330, 60))
+    nameless = metagpen.adapt(model, to_tensor(face)[None], steps=0, start=False)
+    boxes = [(30 + 22, 60 + 17, 30 + 74, 60 + 88), (330 + 29, 60 + 23, 330 + 98, 60 + 117)]
+    with pytest.warns(FaceWarning, match="largest of 2"):
+        done = restore_photo(model, photo, nameless, boxes=boxes)
+    assert [found.person for found in done.faces] == [None, "person"]
 
 
 def test_two_boxes_keep_their_order(model):
@@ -193,7 +219,8 @@ def test_two_boxes_keep_their_order(model):
 
 @pytest.mark.parametrize("box, said", [
     ((10, 10, 5, 50), "x0 < x1"), ((10, 50, 50, 50), "y0 < y1"), ((1, 2, 3), "four numbers"),
-    ((0, 0, float("nan"), 9), "four numbers"), ((600, 0, 700, 100), "outside the photo, which is 512x512")])
+    ((0, 0, float("nan"), 9), "four numbers"), (7, "boxes are a list"), (("a", "b", "c", "d"), "four numbers"),
+    ((0, 0, 1e30, 9), "four numbers"), ((600, 0, 700, 100), "outside the photo, which is 512x512")])
 def test_boxes_that_are_none_are_refused(model, box, said):
     with pytest.raises(ConfigError, match=said):
         restore_photo(model, Image.new("RGB", (512, 512)), boxes=[box])
@@ -221,4 +248,6 @@ def test_command_restores_a_face_in_a_box(tmp_path):
         assert said in error_line("restore", "-i", tmp_path / "old.png", "-o", tmp_path / "no.png", "--face", wrong)
         assert not (tmp_path / "no.png").exists()
     ruined_photos()[1].save(tmp_path / "another.png")
+    result = run("restore", "-i", tmp_path / "old.png", "-o", tmp_path / "no.png", "--aligned", "--face", box)
+    assert result.exit_code == 2 and "give one of" in result.output and not (tmp_path / "no.png").exists()
     assert "one photo" in error_line("restore", "-i", tmp_path, "-o", tmp_path / "out", "--face", box)

@@ -92,14 +92,14 @@ def photo_limits(source: PhotoSource, device: str | torch.device = "cpu") -> lis
     source: anything `load_photo` takes. Raises PhotoError for a photo that cannot be read.
     """
     photo = load_photo(source)
-    faces = detect(photo, device)
+    faces = detect(photo, device, degraded=True)
     return face_limits(photo, faces[0]) if faces else [no_face(describe(source))]
 
 
 def no_face(name: str) -> Limit:
     """Nobody was found on the photo of this name."""
-    return Limit("no-face", f"{name} shows no face that can be found; if there is one, cut it out upright; if not, "
-                            f"{OTHER_WAY}", stops=True)
+    return Limit("no-face", f"{name} shows no face that can be found; if there is one, cut it out upright, or tell "
+                            f"metagpen restore where it is (--face); if not, {OTHER_WAY}", stops=True)
 
 
 def view_of(photo: Image.Image, face: Face) -> AlignedFace | Limit:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..tensors import read_tensors, unpickled_tensors
+from ..tensors import packaged, read_tensors, unpickled_tensors
 from . import align
 from .recogniser import InputSpec, Recogniser
 
@@ -28,11 +27,7 @@ def load(name: str | Path = EMBEDDED, device: str | torch.device = "cpu") -> Rec
     Raises CheckpointError for a file that is missing, damaged or of another kind.
     """
     if str(name) == EMBEDDED:
-        file = files("metagpen") / "weights" / "embedded_recogniser.safetensors"
-        if not file.is_file():
-            raise CheckpointError(f"this installation has no {file.name}; install metagpen from its package, or name "
-                                  "a recogniser file")
-        with as_file(file) as path:
+        with packaged("embedded_recogniser.safetensors", ", or name a recogniser file") as path:
             return from_file(path).to(device)
     path = Path(name)
     if not path.is_file():

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError, PhotoError
 from ..faces import (
     AlignedFace,
+    Face,
     PhotoSource,
     describe,
     detect,
@@ -24,7 +25,7 @@ from ..faces import (
     to_tensor,
     with_extras,
 )
-from ..faces.detect import usable_face
+from ..faces.detect import MIN_SCORE, usable_face
 from ..faces.landmarks import landmarks_in, refine
 from ..person import Person, restore_many
 from ..person.person import must_be_strength
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 SMALLEST_FACE = 12.0  # side of the crop in photo pixels; restoring may start from far less than learning needs
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+FARTHEST = 1e6  # pixels; a box beyond is a slip
 
 Box = Sequence[float]  # x0, y0, x1, y1 in photo pixels
 
@@ -48,8 +50,8 @@ class FoundFace:
 
     box: [4] x0, y0, x1, y1 in photo pixels, upright. person: the name of the Person it was restored with, None for
     the generic model. cosine: to that Person's template, or of a stranger to the nearest one; None without templates.
-    strength: 0 for the generic model. legible: False where it is too degraded to tell whose face it is.
-    left_alone: why it was not restored, "" if it was.
+    strength: 0 for the generic model. legible: False where it is too degraded to tell whose face it is. unsure: the
+    detector is, which found it in a blurred photo alone. left_alone: why it was not restored, "" if it was.
     """
 
     box: np.ndarray
@@ -58,8 +60,13 @@ class FoundFace:
     strength: float = 0.0
     legible: bool = True
     left_alone: str = ""
+    unsure: bool = False
 
     def __str__(self) -> str:
+        return self.what() + (" (perhaps no face)" if self.unsure else "")
+
+    def what(self) -> str:
+        """Whose face it is, or why it was left alone."""
         if self.left_alone:
             return f"left alone ({self.left_alone})"
         cosine = "" if self.cosine is None else f" {self.cosine:.2f}"
@@ -72,7 +79,7 @@ class FoundFace:
 
 @dataclass(frozen=True, eq=False)
 class RestoredPhoto:
-    """The restored photo and its faces, the largest first."""
+    """The restored photo and its faces, the largest first, or as the boxes were given."""
 
     image: Image.Image
     faces: list[FoundFace]
@@ -88,9 +95,9 @@ def restore_photo(model: MetaGPEN, photo: PhotoSource, persons: Persons = None, 
     photos, a `Gallery` made once. One Person and one face belong together; otherwise faces are matched by
     `recogniser`, default that of the model's card. strength: 0 the generic model ... 1 fully personal. null_space:
     persons change only what the photo leaves open. aligned: the photo is the square crop of one face. boxes: where the
-    faces are, when the detector does not find them: each x0, y0, x1, y1 in pixels of the upright photo, from the
-    hairline to the chin and from ear to ear. background: any callable from photo to photo, of which the faces'
-    surroundings are taken. once: nobody is in a photo twice.
+    faces are that are to be restored, in place of looking for them: each x0, y0, x1, y1 in pixels of the upright photo,
+    from ear to ear and from the hairline to the chin, of heads that tilt by less than 30 degrees. background: any
+    callable from photo to photo, of which the faces' surroundings are taken. once: nobody is in a photo twice.
 
     The image has the photo's size (an aligned crop: S x S; with `background`: what that returns), is upright, and keeps
     transparency, EXIF, ICC profile and greyness. Raises PhotoError when no face can be restored, ConfigError for a
@@ -139,10 +146,11 @@ class Cut:
     box: np.ndarray
     face: AlignedFace | None = None
     reason: str = ""
+    unsure: bool = False
 
     @property
     def left(self) -> FoundFace:
-        return FoundFace(self.box, left_alone=self.reason)
+        return FoundFace(self.box, left_alone=self.reason, unsure=self.unsure)
 
 
 def cut_faces(picture: Image.Image, model: MetaGPEN, name: str, aligned: bool = False,
@@ -151,18 +159,19 @@ def cut_faces(picture: Image.Image, model: MetaGPEN, name: str, aligned: bool = 
     none that can be restored, ConfigError for boxes that are none."""
     if aligned:
         if len(boxes):
-            raise ConfigError("aligned and boxes: the photo is one face, or has faces in it; give one of them")
+            raise ConfigError("aligned and boxes: the photo is the crop of one face, or has faces in it; give one")
         if picture.width != picture.height:
             raise PhotoError(f"{name} is {picture.width}x{picture.height}; an aligned crop must be square")
         face = single_face(picture, model.size, aligned=True)
         return [Cut(np.array([0, 0, *picture.size], dtype=float), face)]
     cuts = []
-    for box, landmarks in faces_in(boxes, picture) if len(boxes) else faces_found(picture, model):
+    for face in faces_in(boxes, picture) if len(boxes) else detect(picture, model.device, degraded=True):
+        unsure = face.score < MIN_SCORE
         try:
-            better = refine(picture, landmarks, model.device)
-            cuts.append(Cut(box, usable_face(picture, better, model.size, SMALLEST_FACE)))
+            better = refine(picture, face.landmarks, model.device)
+            cuts.append(Cut(face.box, usable_face(picture, better, model.size, SMALLEST_FACE), unsure=unsure))
         except PhotoError as error:
-            cuts.append(Cut(box, reason=str(error)))
+            cuts.append(Cut(face.box, reason=str(error), unsure=unsure))
     if not cuts:
         raise PhotoError(f"{name} shows no face that can be found; turn it upright, or say where the face is (--face, "
                          "boxes=)")
@@ -171,21 +180,20 @@ def cut_faces(picture: Image.Image, model: MetaGPEN, name: str, aligned: bool = 
     return cuts
 
 
-def faces_found(picture: Image.Image, model: MetaGPEN) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(box [4], landmarks [5, 2]) of the faces that the detector finds, largest first."""
-    return [(face.box, face.landmarks) for face in detect(picture, model.device, degraded=True)]
-
-
-def faces_in(boxes: Sequence[Box], picture: Image.Image) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(box [4], mean landmarks [5, 2]) of the faces that are said to be there."""
+def faces_in(boxes: Sequence[Box], picture: Image.Image) -> list[Face]:
+    """The faces that are said to be there, with the mean landmarks. Raises ConfigError for a box that is none."""
     found = []
     for box in boxes:
-        corners = np.array(box, dtype=float)
-        if corners.shape != (4,) or not np.isfinite(corners).all() or not (corners[:2] < corners[2:]).all():
-            raise ConfigError(f"box {box}: four numbers x0, y0, x1, y1 with x0 < x1 and y0 < y1 are wanted")
+        try:
+            corners = np.array(box, dtype=float)
+        except (TypeError, ValueError):
+            corners = np.array([])
+        if corners.shape != (4,) or not (np.abs(corners) < FARTHEST).all() or not (corners[:2] < corners[2:]).all():
+            several = "; boxes are a list of such" if corners.ndim == 0 else ""
+            raise ConfigError(f"box {box}: four numbers x0, y0, x1, y1 with x0 < x1 and y0 < y1 are wanted{several}")
         if (corners[:2] >= picture.size).any() or (corners[2:] <= 0).any():
             raise ConfigError(f"box {box}: lies outside the photo, which is {picture.width}x{picture.height}")
-        found.append((corners, landmarks_in(corners)))
+        found.append(Face(corners, landmarks_in(corners), 1.0))
     return found
 
 
@@ -197,7 +205,8 @@ class FaceBatch:
 
     def __init__(self, model: MetaGPEN, cuts: Sequence[Cut], gallery: Gallery, name: str, once: bool):
         self.model, self.gallery = model, gallery
-        self.boxes, self.faces = zip(*((cut.box, cut.face) for cut in cuts if cut.face is not None))
+        self.boxes, self.faces, self.unsure = zip(
+            *((cut.box, cut.face, cut.unsure) for cut in cuts if cut.face is not None))
         self.crops = torch.stack([to_tensor(face.image) for face in self.faces])
         nobody = [Person.generic(model)] * len(self.crops)
         self.generic = restore_many(model, nobody, self.crops, 0.0).float().cpu()
@@ -219,7 +228,7 @@ class FaceBatch:
             said = (f"{name}: cosine {max(shown):.2f} to '{gallery.only}', and {SAME_PERSON} is the least that counts "
                     "as them")
             used = "the face is restored as theirs, as asked" if count == 1 else (
-                f"all {count} faces are restored with the generic model; cut out the face that is theirs")
+                f"all {count} faces are restored with the generic model; say which one is theirs (--face, boxes=)")
             warnings.warn(f"{said}; {used}", FaceWarning, stacklevel=4)
         return [None if column is None else gallery.names[column] for column in chosen], shown
 
@@ -229,9 +238,11 @@ class FaceBatch:
         if only is not None:
             why = "it is not checked that the face is theirs" if count == 1 else (
                 f"the largest of {count} faces is taken for theirs")
+            largest = max(range(count), key=lambda i: self.faces[i].source_side)
             warnings.warn(f"{name}: the file of '{only}' holds no template of this recogniser, so {why}; adapt again "
                           "from the photos to have it matched", FaceWarning, stacklevel=5)
-        return [only, *[None] * (count - 1)], [None] * count
+            return [only if i == largest else None for i in range(count)], [None] * count
+        return [None] * count, [None] * count
 
     def restore(self, strength: float, null_space: bool) -> Tensor:
         """Every face at this strength, strangers by the generic model: [F, 3, S, S], clamped to [-1, 1]."""
@@ -244,5 +255,6 @@ class FaceBatch:
         return restored
 
     def found(self, strength: float) -> list[FoundFace]:
-        return [FoundFace(box, who, cosine, strength if who is not None else 0.0, legible)
-                for box, who, cosine, legible in zip(self.boxes, self.who, self.cosine, self.legible)]
+        return [FoundFace(box, who, cosine, strength if who is not None else 0.0, legible, unsure=unsure)
+                for box, who, cosine, legible, unsure in zip(self.boxes, self.who, self.cosine, self.legible,
+                                                             self.unsure)]

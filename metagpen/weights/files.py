@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from ..devices import pick_device
 from ..errors import CheckpointError
 from ..gpen import GPEN
 from ..model import FAMILY, MetaGPEN
-from ..tensors import differences, read_tensors, shapes, some, unpickled_tensors
+from ..tensors import differences, packaged, read_tensors, shapes, some, unpickled_tensors
 from .catalogue import CATALOGUE, fetch, unknown_name
 
 EMBEDDED = "embedded_128.safetensors"
@@ -31,11 +30,7 @@ def load(source: str | Path = "embedded", device: str | torch.device = "cpu") ->
     """
     device = pick_device(str(device))
     if str(source) == "embedded":
-        file = resources.files(__package__) / EMBEDDED
-        if not file.is_file():
-            raise CheckpointError(f"this installation has no {EMBEDDED}; install metagpen from its package, or name a "
-                                  "model file")
-        with resources.as_file(file) as path:
+        with packaged(EMBEDDED, ", or name a model file") as path:
             return MetaGPEN.from_file(path).frozen().to(device)
     if str(source) in CATALOGUE:
         source = fetch(str(source))
