@@ -97,8 +97,10 @@ def test_landmarks_of_sharp_faces_stay():
 
 
 def test_refining_is_the_same_inside_the_callers_inference_mode():
-    photo = ruined_photos()[0]
+    photo, state = ruined_photos()[0], torch.get_rng_state()
+    embedded_net.cache_clear()
     plain = refine(photo, TRUE)
+    assert torch.equal(torch.get_rng_state(), state), "the caller's dice are left alone"
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert np.array_equal(refine(photo, TRUE), plain)
 

@@ -93,6 +93,7 @@ def landmarks_in(box: Sequence[float]) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
+@torch.random.fork_rng(devices=[])  # what the file fills, the caller's dice need not
 def embedded_net(device: str) -> LandmarkNet:
     """The network in the package. Raises CheckpointError where the installation lacks it."""
     with packaged(EMBEDDED) as path:
