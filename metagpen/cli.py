@@ -799,7 +799,8 @@ def write_restored(gallery: Gallery, options: dict[str, Any], photo: Path, targe
     save_photo(restored.image, target)
     if not gallery.persons:
         done = sum(not face.left_alone for face in restored.faces)
-        return f"{done} face{'s' if done > 1 else ''}" + "".join(f", {f}" for f in restored.faces if f.left_alone)
+        told = [f for f in restored.faces if f.left_alone or f.unsure]
+        return f"{done} face{'s' if done > 1 else ''}" + "".join(f", {f}" for f in told)
     return ", ".join(map(str, restored.faces))
 
 

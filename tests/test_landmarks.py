@@ -198,6 +198,14 @@ def test_a_ruined_face_that_is_missed_at_first_is_found_corrected_and_restored(m
     assert np.median(corrected) < 0.8 * np.median(seen)
 
 
+def test_the_command_says_of_whom_the_detector_is_unsure(tmp_path):
+    unsure = next(photo for photo in ruined_photos() if not metagpen.faces.detect(photo)
+                  and any(face.score < 0.9 for face in metagpen.faces.detect(photo, degraded=True)))
+    unsure.save(tmp_path / "old.png")
+    result = run("restore", "-i", tmp_path / "old.png", "-o", tmp_path / "new.png")
+    assert result.exit_code == 0 and "perhaps no face" in result.output
+
+
 def test_without_a_template_the_largest_box_is_the_persons(model):
     face = ruined_photos()[0].crop((RIM, RIM, RIM + 128, RIM + 128))
     photo = Image.new("RGB", (512, 256), (90, 90, 90))
