@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
-from train_landmarks import SETS, Spread, cut, similarity
+from train_landmarks import Spread, cut, similarity
 
 from metagpen import degrade, load
 from metagpen.degrade import ops
@@ -30,7 +30,7 @@ from metagpen.degrade.base import Degradation
 from metagpen.errors import ConfigError
 from metagpen.evaluate import report
 from metagpen.evaluate.engine import named_degradations
-from metagpen.identities import PackedPhotos, load_people, pack, split
+from metagpen.identities import PackedPhotos, pack
 from metagpen.model import MetaGPEN
 from metagpen.person.start import Gate, band_statistics
 
@@ -121,6 +121,12 @@ def watched(before: Gate, after: Gate, photos: PackedPhotos) -> list[report.Row]
     return [measure.rounded(row) for row in rows]
 
 
+def table(rows: list[report.Row]) -> str:
+    """How far the gate opens before and after; the model's card keeps the rows."""
+    return report.table(["damage", "crop", "let in before", "after"], [
+        [WATCHED[row["level"]], row["crop"], f"{row['before']:.2f}", f"{row['after']:.2f}"] for row in rows])
+
+
 @torch.no_grad()
 def judged(model: MetaGPEN, gate: Gate, rows: list[report.Row]) -> MetaGPEN:
     """The model with this gate; its card says what was done."""
@@ -141,16 +147,14 @@ def main() -> None:
     model = load(arguments.model)
     if model.start is None:
         raise ConfigError(f"{arguments.model}: has no start, so no gate that could be taught")
-    measure.need(*(measure.SHARED / "photos" / name for name in SETS))
-    people = split(load_people(*(measure.SHARED / "photos" / name for name in SETS)), measure.PEOPLE, strict=False)
+    people = measure.our_people()
     train, kept = (pack(people[part], model.size, arguments.output.parent / "cache") for part in ("train", "kept"))
     gate, damage = model.start.gate, degrade.by_name("mixed", **DAMAGE)
     with torch.no_grad():
         seen = statistics(gate, train, arguments.batches, damage, seed=1)
     after = taught(gate, *seen)
     rows = watched(gate, after, kept)
-    print(report.table(["damage", "crop", "let in before", "after"], [
-        [WATCHED[row["level"]], row["crop"], f"{row['before']:.2f}", f"{row['after']:.2f}"] for row in rows]))
+    print(table(rows))
     print(f"done: {judged(model, after, rows).save(arguments.output)}")
 
 

@@ -83,15 +83,20 @@ def error(landmarks: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(landmarks - truth, axis=1).mean() / eyes)
 
 
+def nearest(found: list[faces.Face], truth: np.ndarray) -> np.ndarray | None:
+    """The landmarks [5, 2] of the face that was found where the true ones are, None where none was."""
+    points = min((face.landmarks for face in found), key=lambda seen: error(seen, truth), default=None)
+    return points if points is not None and error(points, truth) < BEYOND else None
+
+
 def figures(name: str, faces_of: dict[Photo, tuple[Tensor, Tensor]], kind: str, side: int) -> report.Row:
     """How many of the photos' faces, each with its crop and landmarks, are found at this size, and how well."""
     small = [in_a_photo(DAMAGE[kind](crop, side, photo.path.name)) for photo, (crop, _) in faces_of.items()]
     near = []
-    for (_, landmarks), photo, found in zip(faces_of.values(), small, detect_many(small, degraded=True), strict=True):
-        truth = landmarks.numpy() * side / FROM + rim_of(side)
-        nearest = min((face.landmarks for face in found), key=lambda seen: error(seen, truth), default=None)
-        if nearest is not None and error(nearest, truth) < BEYOND:
-            near.append(error(refine(photo, nearest), truth))
+    for (_, listed), photo, found in zip(faces_of.values(), small, detect_many(small, degraded=True), strict=True):
+        truth = listed.numpy() * side / FROM + rim_of(side)
+        if (landmarks := nearest(found, truth)) is not None:
+            near.append(error(refine(photo, landmarks), truth))
     return {"set": name, "damage": kind, "side": side, "photos": len(small), "found": len(near) / len(small),
             "error": median(near) if near else None}
 

@@ -26,7 +26,7 @@ from metagpen.devices import synchronise
 from metagpen.errors import DataError, MetagpenError
 from metagpen.evaluate import curve_report, report
 from metagpen.gpen import GPEN
-from metagpen.identities import People, split
+from metagpen.identities import People, load_people, split
 from metagpen.memory import keep_freed_memory
 from metagpen.model import MetaGPEN
 from metagpen.person import IdentityStart
@@ -34,6 +34,7 @@ from metagpen.person import IdentityStart
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SHARED = Path(os.environ.get("METAGPEN_SHARED", ROOT.parent / "shared"))
+SETS = ("celeba_wild_256", "lfw_176")  # whose people the embedded models are made with
 PEOPLE = ROOT / "configs" / "people_128.csv"  # who trains, is kept back and judges: split_people.py
 SCORER = "068"  # the recogniser that no loss used
 SCORING = SHARED / "weights" / "mobilefacenet_casia_xiaoccer_068.ckpt"
@@ -214,6 +215,14 @@ def wild_people(part: str = "val") -> People:
     photos = SHARED / "photos" / "celeba_wild_256"
     need(photos)
     return split(People.from_folder(photos), photos.parent / "splits.csv", strict=False)[part]
+
+
+def our_people() -> dict[str, People]:
+    """Everybody of the sets that the embedded models are made with, by part: `train`, `kept`, `val`, `test`. Raises
+    DataError where the photos are absent."""
+    folders = [SHARED / "photos" / name for name in SETS]
+    need(*folders)
+    return split(load_people(*folders), PEOPLE, strict=False)
 
 
 def over(rows: Sequence[Row], found: Row, method: str, digits: int) -> str:

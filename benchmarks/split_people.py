@@ -27,7 +27,6 @@ from metagpen.identities import PackedPhotos, People, load_people, pack, split, 
 from metagpen.runs import embed_all
 
 RECOGNISER = measure.SHARED / "weights" / "face-reidentification-retail-0095.fp16.xml"
-SETS = ("celeba_wild_256", "lfw_176")
 KEPT = {"celeba_wild_256": (36, 8), "lfw_176": (24, 8)}  # set: people, photos that each must have
 TEST = {"lfw_176": (30, 12)}  # room for eight shots and four queries
 
@@ -61,7 +60,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     console = Console()
     folder = measure.SHARED / "photos"
-    people = load_people(*(folder / name for name in SETS))
+    people = load_people(*(folder / name for name in measure.SETS))
     parts = parts_of(people, folder / "splits.csv")
     with TemporaryDirectory() as cache:
         photos = pack(people, 128, Path(cache), workers=2)

@@ -28,10 +28,9 @@ from metagpen.degrade.base import Degradation
 from metagpen.evaluate import report
 from metagpen.faces.align import FFHQ_LANDMARKS, crop_matrix, invert, mirror
 from metagpen.faces.landmarks import SIDE, LandmarkNet
-from metagpen.identities import PackedPhotos, load_people, pack, split
+from metagpen.identities import PackedPhotos, pack
 from metagpen.tensors import write_tensors
 
-SETS = ("celeba_wild_256", "lfw_176")
 STORED, PHOTO = 160, 128  # px of the packed crops, and of the photo that is degraded
 BATCH, RATE, DECAY, CLIP = 64, 1.5e-3, 0.998, 1.0
 DAMAGE = {"heavy": {"weight": 0.6, "face_px": (8, 40)}, "gfpgan": 0.15, "bsrgan": 0.15, "none": 0.1}
@@ -119,7 +118,7 @@ class Trainer:
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps, self.step = folder, steps, 0
-        people = split(load_people(*(measure.SHARED / "photos" / name for name in SETS)), measure.PEOPLE, strict=False)
+        people = measure.our_people()
         self.photos, kept = (pack(people[part], STORED, folder / "cache") for part in ("train", "kept"))
         torch.manual_seed(0)
         self.net = LandmarkNet().to(memory_format=torch.channels_last)
@@ -191,7 +190,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("-o", "--output", type=Path, default=measure.ROOT / "runs" / "landmarks")
     arguments = parser.parse_args()
-    measure.need(*(measure.SHARED / "photos" / name for name in SETS))
     torch.set_num_threads(1)
     arguments.output.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)

@@ -22,10 +22,11 @@ import math
 from collections.abc import Iterator
 from statistics import mean, median
 
+import calibrate_judge
 import measure
 import numpy as np
 import torch
-from finding import BEYOND, error, in_a_photo, rim_of
+from finding import error, in_a_photo, nearest, rim_of
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
@@ -53,9 +54,9 @@ UNSURE = 0.1  # of the box: how far off a hand draws its sides
 WAYS = {"exact": "the crop as it was damaged", "aligned": "where it truly lies",
         "plain": "found as in photos to learn from", "found": "found, blurred too",
         "refined": "found, corrected: `metagpen restore`", "box": "a box by hand, corrected"}
-Rows = list[report.Row]
-
 FIDELITY = {"identity": 3, "psnr": 2, "lpips": 3, "sharpness": 2}  # decimals
+
+Rows = list[report.Row]
 
 
 def saved(photo: Image.Image, name: str) -> tuple[Image.Image, float]:
@@ -72,9 +73,8 @@ def landmarks_by(photo: Image.Image, truth: np.ndarray, name: str, first: list[f
     """The face's landmarks by every way that finds it, by the detector's first looks and by all."""
     by = {"aligned": truth}
     for way, seen in (("plain", first), ("found", last)):
-        nearest = min((face.landmarks for face in seen), key=lambda points: error(points, truth), default=None)
-        if nearest is not None and error(nearest, truth) < BEYOND:
-            by[way] = nearest
+        if (landmarks := nearest(seen, truth)) is not None:
+            by[way] = landmarks
     if "found" in by:
         by["refined"] = refine(photo, by["found"])
     by["box"] = refine(photo, landmarks_in(by_hand(truth, name)))
@@ -222,13 +222,6 @@ def judge(rows: Rows) -> str:
     return report.table(["damage", "model", *measured], lines)
 
 
-def opens(card: report.Row) -> str:
-    """How far the gate opened before and after calibrate_judge.py, as the model's card has it."""
-    lines = [[measure.DAMAGE.get(row["level"], row["level"]), row["crop"],
-              *(f"{row[when]:.2f}" for when in ("before", "after"))] for row in card["opens"]]
-    return f"{report.table(['damage', 'crop', 'let in before', 'after'], lines)}\n\nCommit {card['commit']}."
-
-
 def measure_all(before: str | None, workers: int) -> None:
     models = {"now": "embedded"} | ({"before": before} if before else {})
     people = list(measure.wild_people())
@@ -253,7 +246,8 @@ def main() -> None:
     about = (f"{len({row['person'] for row in rows})} people, {SHOTS} photos; model {models['now'][:12]}, commit "
              f"{found['commit']}, {report.machine_line(found['machine'])}.")
     if "judge" in (card := metagpen.load().card):
-        measure.put_on_page("judge_shares", opens(card["judge"]), RESULTS, PAGE)
+        shares = f"{calibrate_judge.table(card['judge']['opens'])}\n\nCommit {card['judge']['commit']}."
+        measure.put_on_page("judge_shares", shares, RESULTS, PAGE)
     measure.put_on_page("whole_photos", f"{whole_photos(rows, 'before' in models)}\n\n{about}", RESULTS, PAGE)
     if "before" in models:
         about = f"Against model {models['before'][:12]}. {about}"

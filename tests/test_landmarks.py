@@ -89,6 +89,19 @@ def test_landmarks_of_ruined_faces_are_corrected():
     assert np.mean(np.array(found) < begun) > 0.7
 
 
+def test_heads_that_tilt_are_corrected_from_upright_landmarks():
+    """By 25 degrees, of sharp faces: `landmarks_in` says by how much they may."""
+    found = []
+    for path in sorted(ALBUM.glob("*/*.jpg")):
+        photo = in_a_photo(to_tensor(load_photo(path))).rotate(25, Image.Resampling.BICUBIC)
+        c, s = np.cos(np.radians(25)), np.sin(np.radians(25))
+        truth = (TRUE - 256) @ np.array([[c, -s], [s, c]]) + 256
+        upright = FFHQ_LANDMARKS * 128 + RIM + truth.mean(0) - TRUE.mean(0)
+        assert error(upright, truth) > 0.25
+        found.append(error(refine(photo, upright), truth))
+    assert np.median(found) < 0.15
+
+
 def test_landmarks_of_sharp_faces_stay():
     photos = [in_a_photo(to_tensor(load_photo(path))) for path in sorted(ALBUM.glob("*/1.jpg"))]
     for photo in photos:

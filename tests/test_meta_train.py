@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import fill_the_disk
+from tiny import older_sheet_is_left
 from torch import nn
 
 from metagpen import recognise
@@ -654,13 +654,7 @@ def test_an_average_that_diverged_replaces_nothing(config):
 
 def test_a_full_disk_leaves_the_older_sheet(config, monkeypatch):
     trainer = meta.prepare(config)
-    trainer.validate()
-    sheet = config.output_dir / "sheet_000000.png"
-    before = sheet.read_bytes()
-    fill_the_disk(monkeypatch)
-    with pytest.raises(OSError) as caught:
-        trainer.validate()
-    assert caught.value.filename == str(sheet) and sheet.read_bytes() == before
+    older_sheet_is_left(config.output_dir / "sheet_000000.png", trainer.validate, monkeypatch)
 
 
 @pytest.mark.parametrize("change", [

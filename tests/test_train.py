@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save
-from tiny import fill_the_disk
+from tiny import older_sheet_is_left
 from torch.optim.swa_utils import AveragedModel
 
 from metagpen import devices, recognise, train
@@ -185,13 +185,7 @@ def test_an_average_that_diverged_replaces_no_state(config):
 
 def test_a_full_disk_leaves_the_older_sheet(config, monkeypatch):
     trainer = train.prepare(config)
-    trainer.watch()
-    sheet = config.output_dir / "sheet_000000.png"
-    before = sheet.read_bytes()
-    fill_the_disk(monkeypatch)
-    with pytest.raises(OSError) as caught:
-        trainer.watch()
-    assert caught.value.filename == str(sheet) and sheet.read_bytes() == before
+    older_sheet_is_left(config.output_dir / "sheet_000000.png", trainer.watch, monkeypatch)
 
 
 @pytest.mark.parametrize("change", [

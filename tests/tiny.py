@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -48,3 +49,13 @@ def fill_the_disk(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", cut_short)
+
+
+def older_sheet_is_left(sheet, show, monkeypatch):
+    """Shows twice, the second time on a full disk."""
+    show()
+    before = sheet.read_bytes()
+    fill_the_disk(monkeypatch)
+    with pytest.raises(OSError) as caught:
+        show()
+    assert caught.value.filename == str(sheet) and sheet.read_bytes() == before

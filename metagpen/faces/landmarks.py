@@ -2,8 +2,7 @@
 
 MTCNN places landmarks on what it can see. Of a face of 16 px they come out a sixth of the eyes' distance wrong, and the
 aligned crop with them, in which a restorer finds nothing where it learned to expect it. `LandmarkNet` looks at the crop
-that the first landmarks make, and at its mirror image, and says where in it they should be. Once: looked at again, in
-the crop of the answer, a face of 16 px gains nothing, and of 8 px the points drift.
+that the first landmarks make, and at its mirror image, and says where in it they should be.
 """
 
 from __future__ import annotations
@@ -71,7 +70,8 @@ def refine(image: Image.Image, landmarks: np.ndarray, device: str | torch.device
     """
     pitch = math.sqrt(abs(np.linalg.det(invert(crop_matrix(landmarks, SIDE))[:, :2])))  # photo pixels per crop pixel
     coarser = max(1, int(pitch / 2))  # a large face is made smaller first, which is quick, and still seen finely enough
-    face = crop_face(image.reduce(coarser), np.asarray(landmarks) / coarser, SIDE)
+    smaller = image.reduce(coarser) if coarser > 1 else image
+    face = crop_face(smaller, np.asarray(landmarks) / coarser, SIDE)
     found = looked_at_twice(embedded_net(str(device)), to_tensor(face.image)[None].to(device))[0]
     return coarser * transform(SIDE * found.double().cpu().numpy(), invert(face.matrix))
 
